@@ -1,0 +1,7 @@
+"""Real servers for tests: each file is one pytest plugin that owns one kind of server.
+
+Servers start when a test first asks for one, listen on 127.0.0.1 alone, live in a directory of their own and end with the
+test session. Every xdist worker has its own.
+"""
+
+PLUGINS = ("tests.parts.postgres",)
