@@ -5,15 +5,15 @@ It holds no fixture for a single room; those live beside the room's tests.
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# Each module of tests/parts starts one kind of real server, once per session, when the first test asks for it.
+# The real servers. Their own asserts explain themselves too, if they are marked before anything imports them.
 pytest.register_assert_rewrite("tests.parts")
-PARTS = sorted(part.stem for part in Path(__file__).parent.glob("parts/[a-z]*.py") if not part.stem.startswith("test_"))
-pytest_plugins = [f"tests.parts.{name}" for name in PARTS]
+from tests.parts import PLUGINS  # noqa: E402  it has to follow the line above
+
+pytest_plugins = list(PLUGINS)
 
 # One profile for everyone: the same examples on every run and machine, and no deadline, because a busy machine is not a bug.
 settings.register_profile(
