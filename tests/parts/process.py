@@ -82,7 +82,7 @@ class ServerProcess:
         return self._child.pid
 
     def start(self, ready: Callable[[], bool], deadline_s: float = START_DEADLINE_S) -> None:
-        """Start, and return once `ready()` is true. An exception in `ready` means: not yet. Raises PartFailedError, child ended."""
+        """Start, and return once `ready()` is true. An exception in `ready` means: not yet. On failure the child is ended."""
         if self._child is not None:
             raise PartFailedError(f"{self._name} runs already")
         with self._log.open("ab") as log:
