@@ -4,4 +4,8 @@ Servers start when a test first asks for one, listen on 127.0.0.1 alone, live in
 test session. Every xdist worker has its own.
 """
 
-PLUGINS = ("tests.parts.postgres",)
+PLUGINS = (
+    "tests.parts.postgres",
+    "tests.parts.s3",
+    "tests.parts.azure",
+)
