@@ -87,7 +87,7 @@ def azurite_program() -> Path:
     named = os.environ.get("BACKUPD_AZURITE")
     if named:
         return Path(named)
-    installed = _CHECKOUT / ".parts" / "node_modules" / ".bin" / "azurite-blob"
+    installed = _CHECKOUT / ".parts" / "node" / "node_modules" / ".bin" / "azurite-blob"
     found = str(installed) if installed.exists() else shutil.which("azurite-blob")
     if found is None:
         raise PartFailedError("no `azurite-blob` program: `./dev` installs it, or name it in BACKUPD_AZURITE")
