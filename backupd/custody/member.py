@@ -1,0 +1,68 @@
+"""One member of a JSON object that another custodian keeps, as vaults and cloud secrets do. Never shows the object."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from backupd.errors import ConfigError, SecretUnavailable
+from backupd.redact import Secret
+
+
+class _Place(Protocol):
+    @property
+    def locator(self) -> str: ...
+
+    def fetch(self) -> Secret: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """The member `name` of the JSON object in `place`: a text as it is, an object (a keyring) as JSON."""
+
+    place: _Place
+    name: str
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigError(
+                f"the field of {self.place.locator} has no name", "name a member of the JSON object, or leave it out"
+            )
+
+    @property
+    def locator(self) -> str:
+        return f"{self.place.locator}#{self.name}"
+
+    def fetch(self) -> Secret:
+        """The member's value. Raises SecretUnavailable: no JSON object, no such member, empty, or neither text nor object."""
+        members = _object(self.place)
+        if self.name not in members:
+            raise SecretUnavailable(f"{self.place.locator} has no member {self.name!r}", "correct `field`, or add the member")
+        found = members[self.name]
+        value = json.dumps(found) if isinstance(found, dict) else found
+        if not isinstance(value, str):
+            raise SecretUnavailable(f"{self.locator} is neither a text nor an object", "put the value in quotes")
+        if not value.strip():
+            raise SecretUnavailable(f"{self.locator} is empty", "write the secret into it")
+        return Secret(value.encode("utf-8", "surrogatepass"), self.locator)
+
+
+def _object(place: _Place) -> dict[str, Any]:
+    """The object in `place`. What json raises holds the whole text, so it must not be chained to ours."""
+    parsed: Any = None
+    # Anything that json cannot read is no object; the exception itself may not be looked at.
+    with contextlib.suppress(ValueError, RecursionError):
+        parsed = json.loads(place.fetch().reveal(), object_pairs_hook=_once)
+    if not isinstance(parsed, dict):
+        raise SecretUnavailable(
+            f"{place.locator} is not a JSON object with each member once", "correct it, or leave `field` out to use the whole"
+        )
+    return parsed
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise ValueError
+    return dict(pairs)

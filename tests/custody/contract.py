@@ -1,0 +1,107 @@
+"""What every custodian owes. A test module subclasses `CustodianContract` and defines the fixture `place`."""
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from backupd.custody import Custodian
+from backupd.errors import SecretUnavailable
+
+PLANTED = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of secrets: how a test puts one there, takes it away, and opens a custodian (the optional field) for it."""
+
+    keep: Callable[[bytes], None]
+    lose: Callable[[], None]
+    open: Callable[[str | None], Custodian]
+
+
+class CustodianContract:
+    @pytest.mark.parametrize(
+        "value", [b"a", b"correct horse\n", "pässwörd €".encode(), PLANTED.encode(), b"{}", b"x" * 100_000]
+    )
+    def test_gives_the_bytes_that_are_kept(self, place: Place, value: bytes) -> None:
+        place.keep(value)
+        assert place.open(None).fetch().reveal() == value
+
+    def test_fetches_anew_each_time(self, place: Place) -> None:
+        custodian = place.open(None)
+        place.keep(b"first")
+        assert custodian.fetch().text() == "first"
+        place.keep(b"second")
+        assert custodian.fetch().text() == "second"
+
+    def test_opening_fetches_nothing(self, place: Place) -> None:
+        place.lose()
+        assert place.open(None).locator
+
+    def test_a_secret_that_is_not_there_is_said_to_be_unavailable_with_a_hint(self, place: Place) -> None:
+        place.lose()
+        with pytest.raises(SecretUnavailable) as caught:
+            place.open(None).fetch()
+        assert place.open(None).locator in caught.value.message
+        assert caught.value.hint
+
+    @pytest.mark.parametrize("blank", [b"", b"\n", b" \t\r\n"])
+    def test_nothing_but_blanks_is_no_secret(self, place: Place, blank: bytes) -> None:
+        place.keep(blank)
+        with pytest.raises(SecretUnavailable, match="is empty"):
+            place.open(None).fetch()
+
+    def test_the_locator_is_always_the_same_and_tells_nothing(self, place: Place) -> None:
+        before = place.open(None).locator
+        place.keep(PLANTED.encode())
+        custodian = place.open(None)
+        custodian.fetch()
+        assert custodian.locator == before
+        assert PLANTED not in custodian.locator
+        kind, _, name = custodian.locator.partition(":")
+        assert kind.isalpha()
+        assert name
+
+    def test_the_secret_shows_in_no_representation(self, place: Place) -> None:
+        place.keep(PLANTED.encode())
+        custodian = place.open(None)
+        secret = custodian.fetch()
+        assert PLANTED not in f"{custodian!r} {custodian!s} {secret!r} {secret!s}"
+
+    def test_a_field_is_a_member_of_a_json_object(self, place: Place) -> None:
+        place.keep(b'{"other": "x", "seed": "' + PLANTED.encode() + b'"}')
+        custodian = place.open("seed")
+        assert custodian.fetch().text() == PLANTED
+        assert custodian.locator == place.open(None).locator + "#seed"
+
+    def test_a_field_that_is_an_object_is_given_as_json(self, place: Place) -> None:
+        place.keep(b'{"keyring": {"current": "1", "keys": {"1": "AA=="}}}')
+        assert place.open("keyring").fetch().text() == '{"current": "1", "keys": {"1": "AA=="}}'
+
+    @pytest.mark.parametrize(
+        ("kept", "reason"),
+        [
+            ('{"other": "%s"}', "has no member 'seed'"),
+            ('{"seed": "%s", "seed": "b"}', "not a JSON object with each member once"),
+            ('{"seed": {"a": "%s", "a": 2}}', "not a JSON object with each member once"),
+            ('["seed", "%s"]', "not a JSON object"),
+            ("%s", "not a JSON object"),
+            ('{"seed": "%s"', "not a JSON object"),
+            ("[" * 20_000 + "%s", "not a JSON object"),
+            ('{"seed": 123456, "other": "%s"}', "neither a text nor an object"),
+            ('{"seed": ["%s"]}', "neither a text nor an object"),
+            ('{"seed": " ", "other": "%s"}', "is empty"),
+        ],
+    )
+    def test_a_field_that_cannot_be_given_says_why_without_the_value(self, place: Place, kept: str, reason: str) -> None:
+        place.keep((kept % PLANTED).encode())
+        with pytest.raises(SecretUnavailable, match=reason) as caught:
+            place.open("seed").fetch()
+        error = caught.value
+        assert error.hint
+        assert PLANTED not in f"{error.message} {error.hint}"
+        assert error.__cause__ is None
+        assert error.__context__ is None
+        assert PLANTED not in "".join(traceback.format_exception(error))

@@ -1,0 +1,118 @@
+"""Secrets in files: what is used, and what is refused because others could read or write it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from backupd.custody import SecretRef, open_custodian
+from backupd.custody.file import LARGEST, PrivateFile
+from backupd.errors import ConfigError, SecretUnavailable
+from tests.custody.contract import CustodianContract, Place
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "secret"
+
+
+def keep(path: Path, data: bytes = b"value", mode: int = 0o600) -> None:
+    path.touch(mode=0o600)
+    path.write_bytes(data)
+    path.chmod(mode)
+
+
+@pytest.fixture
+def place(path: Path) -> Place:
+    return Place(
+        keep=lambda data: keep(path, data),
+        lose=lambda: path.unlink(missing_ok=True),
+        open=lambda field: open_custodian(SecretRef("file", str(path), field), {}),
+    )
+
+
+class TestPrivateFile(CustodianContract):
+    """A file keeps the contract."""
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o440, 0o640, 0o700])
+def test_a_file_for_its_owner_and_a_reading_group_is_used(path: Path, mode: int) -> None:
+    keep(path, mode=mode)
+    assert PrivateFile(str(path)).fetch().text() == "value"
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o620, 0o660, 0o644, 0o666, 0o777])
+def test_a_file_that_others_may_read_or_the_group_may_write_is_refused(path: Path, mode: int) -> None:
+    keep(path, mode=mode)
+    with pytest.raises(SecretUnavailable, match=f"its mode is {mode:04o}") as caught:
+        PrivateFile(str(path)).fetch()
+    assert "chmod 0600" in str(caught.value.hint)
+
+
+def test_a_link_to_a_private_file_is_followed_and_a_link_to_an_open_one_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    keep(tmp_path / "target", b"value")
+    link.symlink_to(tmp_path / "target")
+    assert PrivateFile(str(link)).fetch().text() == "value"
+    (tmp_path / "target").chmod(0o644)
+    with pytest.raises(SecretUnavailable, match="its mode is 0644"):
+        PrivateFile(str(link)).fetch()
+
+
+def test_a_link_in_a_circle_is_an_answer_and_no_endless_search(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "link")
+    with pytest.raises(SecretUnavailable, match="cannot be opened"):
+        PrivateFile(str(tmp_path / "link")).fetch()
+
+
+def test_a_directory_a_fifo_and_a_device_are_not_files(tmp_path: Path) -> None:
+    """A FIFO nobody writes to would keep a careless reader waiting for ever, and /dev/zero would keep it reading."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    for path in (tmp_path, fifo, Path("/dev/zero")):
+        with pytest.raises(SecretUnavailable, match="not a regular file"):
+            PrivateFile(str(path)).fetch()
+
+
+def test_a_file_of_one_mebibyte_is_read_and_a_larger_one_refused(path: Path) -> None:
+    keep(path, b"x" * LARGEST)
+    assert len(PrivateFile(str(path)).fetch().reveal()) == LARGEST
+    keep(path, b"x" * (LARGEST + 1))
+    with pytest.raises(SecretUnavailable, match="larger than 1 MiB"):
+        PrivateFile(str(path)).fetch()
+
+
+def test_a_file_that_this_user_may_not_read_says_so(path: Path) -> None:
+    keep(path, mode=0o000)
+    with unprivileged(), pytest.raises(SecretUnavailable, match="may not be read by this user"):
+        PrivateFile(str(path)).fetch()
+
+
+def test_a_path_through_a_file_cannot_be_opened(path: Path) -> None:
+    keep(path)
+    with pytest.raises(SecretUnavailable, match="cannot be opened"):
+        PrivateFile(str(path / "below")).fetch()
+
+
+@pytest.mark.parametrize("path", ["", "secrets/key", "~/key", "/etc/key\0"])
+def test_a_path_that_is_not_absolute_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="not absolute"):
+        PrivateFile(path)
+
+
+def test_two_spellings_of_one_path_have_one_locator() -> None:
+    assert PrivateFile("/etc//backupd/./x/../key").locator == PrivateFile("/etc/backupd/key").locator == "file:/etc/backupd/key"
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """As a user whom modes bind; root reads everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
