@@ -35,7 +35,7 @@ class Explained:
     exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message)  # type: ignore[call-arg]  # always beside an exception, whose argument this is
         self.message = message
         self.hint = hint
 

@@ -1,7 +1,7 @@
 """What a backup is: the signed list of its artifacts, of where it came from and of what a restore of it must show.
 
-Format 1 is one JSON object. `render` and `parse` are each other's inverse, and `parse` is strict: a missing, unknown, doubled or
-wrongly typed member is a `Tampered`, for the text was signed by this program. Pure: no clock, no files, no gpg.
+Format 1 is one JSON object. `render` and `parse` are each other's inverse, and `parse` is strict: a missing, unknown, doubled
+or wrongly typed member is a `Tampered`, for the text was signed by this program. Pure: no clock, no files, no gpg.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """All objects whose name starts with `prefix`, in order of name (code points), each once."""
 
-    def sweep(self, prefix: str) -> list[str]:
+    def sweep(self, prefix: str) -> tuple[str, ...]:
         """Abort the unfinished uploads under `prefix` that no living run owns, and return their names.
 
         The caller holds the lock of what lies under `prefix`, so every upload there is a dead run's.

@@ -1,0 +1,150 @@
+"""The committed backups in a store: a backup is there when its signed manifest is, and nothing else makes it so.
+
+Owns the layout of names, `<source>/<backup_id>/<artifact>` and `manifest.asc` beside them, and the reading and publishing of
+manifests. Never reads artifacts' contents, and never believes a manifest whose signature, place or form is wrong.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+
+from backupd import manifest as manifests
+from backupd.errors import BackupdError, ObjectMissing, StoreError, Tampered
+from backupd.manifest import BACKUP_ID, SOURCE_NAME, Manifest, Predecessor
+from backupd.openpgp.cleartext import Verified
+from backupd.redact import printable
+from backupd.stores import Store, StoredObject
+
+MANIFEST = "manifest.asc"
+LARGEST = 64 << 20  # bytes: some 200,000 parts and 100,000 tables; more is not one of ours
+READERS = 4
+LOOK = "`backupd list` shows what there is"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name in the catalogue. Exactly one of `manifest` and `problem` is there."""
+
+    source: str
+    backup_id: str
+    digest: str = ""
+    manifest: Manifest | None = None
+    problem: BackupdError | None = None
+    locked_until: datetime | None = None
+
+    def proved(self) -> Manifest:
+        """The manifest, or the error that kept it from being believed."""
+        if self.manifest is None:
+            raise self.problem or Tampered(f"{self.backup_id} has no manifest")
+        return self.manifest
+
+
+class Catalog:
+    """Reads and adds backups. `verify` takes a manifest's stored bytes and gives gpg's text of it, or raises Tampered."""
+
+    def __init__(self, store: Store, verify: Callable[[bytes], Verified]) -> None:
+        self._store = store
+        self._verify = verify
+        self._known: dict[str, Manifest] = {}
+
+    @property
+    def store(self) -> Store:
+        """The store that holds them."""
+        return self._store
+
+    def list(self, source: str | None = None) -> list[Entry]:
+        """Every backup, or every one of a source, oldest first; one that cannot be believed is there with its problem."""
+        found = list(self._manifests(source))
+        with ThreadPoolExecutor(READERS) as pool:
+            return list(pool.map(self._entry, found))
+
+    def get(self, source: str, backup_id: str) -> Entry:
+        """One backup. Raises ObjectMissing when there is none of this id, StoreError when the store does not answer."""
+        if not BACKUP_ID.fullmatch(backup_id) or not SOURCE_NAME.fullmatch(source):
+            raise ObjectMissing(
+                f"there is no backup {printable(backup_id)!r} of {printable(source)!r}", LOOK
+            )
+        name = name_of(source, backup_id, MANIFEST)
+        for each in self._store.list(name):
+            if each.name == name:
+                return self._entry(each)
+        raise ObjectMissing(f"there is no backup {backup_id} of {source}", LOOK)
+
+    def newest(self, source: str) -> Entry | None:
+        """The backup of the highest id, believed or not: a damaged newest one must not pass for an older one unseen."""
+        found = list(self._manifests(source))
+        return self._entry(found[-1]) if found else None
+
+    def publish(self, manifest: Manifest, signed: bytes) -> str:
+        """Write the signed manifest, create-only: from now on the backup exists. Returns the digest of the stored bytes."""
+        name = name_of(manifest.source.name, manifest.backup_id, MANIFEST)
+        self._store.create(name, signed)
+        if self._store.read(name) != signed:
+            raise StoreError(f"the store gives back other bytes for {name} than were written", "do not trust this store")
+        return hashlib.sha256(signed).hexdigest()
+
+    def _manifests(self, source: str | None) -> Iterator[StoredObject]:
+        """Manifests by name, which is by source and then by time. Other names are not ours and are passed over."""
+        for each in self._store.list("" if source is None else f"{source}/"):
+            match each.name.split("/"):
+                case [where, backup_id, "manifest.asc"] if SOURCE_NAME.fullmatch(where) and BACKUP_ID.fullmatch(backup_id):
+                    yield each
+
+    def _entry(self, found: StoredObject) -> Entry:
+        source, backup_id, _ = found.name.split("/")
+        try:
+            digest, manifest = self._read(found, source, backup_id)
+        except BackupdError as error:
+            return Entry(source, backup_id, problem=error, locked_until=found.locked_until)
+        return Entry(source, backup_id, digest, manifest, locked_until=found.locked_until)
+
+    def _read(self, found: StoredObject, source: str, backup_id: str) -> tuple[str, Manifest]:
+        if found.size > LARGEST:
+            raise Tampered(f"the manifest of {backup_id} has {found.size} bytes, and none of ours has more than {LARGEST}")
+        signed = self._store.read(found.name, 0, LARGEST + 1)
+        digest = hashlib.sha256(signed).hexdigest()
+        manifest = self._known.get(digest)
+        if manifest is None:  # one gpg for each manifest ever seen, not for each look at it
+            manifest = manifests.parse(self._verify(signed).text)
+            self._known[digest] = manifest
+        if (manifest.source.name, manifest.backup_id) != (source, backup_id):
+            raise Tampered(
+                f"the manifest of {backup_id} of {source} is that of {manifest.backup_id} of {manifest.source.name}",
+                "somebody copied it there: restore another backup, and find out who",
+            )
+        return digest, manifest
+
+
+def name_of(source: str, backup_id: str, artifact: str) -> str:
+    """Where an object of a backup is, relative to the store."""
+    return f"{source}/{backup_id}/{artifact}"
+
+
+def predecessor(entry: Entry | None) -> Predecessor | None:
+    """What the next backup's manifest says of this one."""
+    return None if entry is None or entry.manifest is None else Predecessor(entry.backup_id, entry.digest)
+
+
+def chain_problems(entries: Collection[Entry]) -> dict[str, str]:
+    """By backup id: what is wrong with the order of one source's backups, given oldest first.
+
+    The first is not held against a predecessor that is gone: retention removes the oldest. A backup whose predecessor was
+    removed, replaced or put elsewhere shows here.
+    """
+    problems: dict[str, str] = {}
+    before: Entry | None = None
+    for entry in entries:
+        if entry.manifest is None:
+            before = None
+            continue
+        said = entry.manifest.previous
+        if before is not None and said is not None and (said.backup_id, said.sha256) != (before.backup_id, before.digest):
+            problems[entry.backup_id] = f"follows {said.backup_id}, which is not the one stored before it, {before.backup_id}"
+        elif before is not None and said is None:
+            problems[entry.backup_id] = f"says that it is the first, but {before.backup_id} is older"
+        before = entry
+    return problems

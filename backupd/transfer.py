@@ -1,0 +1,172 @@
+"""Sealed bytes on their way between a pipe and a store, a part at a time, in either direction.
+
+Owns part sizes, the digests of what crosses and the few buffers it crosses in: memory is part size times (concurrency + 1),
+whatever the length of the stream. Sees ciphertext only, and hands on no byte of a part whose digest is not the expected one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol
+
+from backupd.errors import ObjectMissing, StoreError, Tampered
+from backupd.manifest import Artifact, Part
+from backupd.stores import Limits, Store, Upload
+
+MIB = 1 << 20
+SMALLEST = 8 * MIB  # a request's cost is small beside it, and three of them do not weigh
+
+Progress = Callable[[int], None]  # called with the number of further bytes that have crossed
+
+
+class Stream(Protocol):
+    """Where sealed bytes come from; `pipeline.Pipeline` is one."""
+
+    def read_into(self, buffer: memoryview) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """What was uploaded: not visible before `upload.commit`. `head` is the stream's first bytes."""
+
+    upload: Upload
+    size: int
+    sha256: str
+    parts: tuple[Part, ...]
+    head: bytes
+
+    def commit(self) -> None:
+        """Make the object visible."""
+        self.upload.commit(len(self.parts), self.size)
+
+
+def part_sizes(limits: Limits, expected: int) -> Iterator[int]:
+    """The size of each part in turn, in bytes: as many as the store takes, for a stream guessed to be `expected` bytes long.
+
+    The guess fills half of the allowed number of parts. Past that half the sizes double, eight times over what is left of the
+    number, so a guess that was a hundred times too low still fits.
+    """
+    half = max(1, limits.parts // 2)
+    size = max(SMALLEST, limits.smallest, -(-expected // half // MIB) * MIB)
+    step = max(1, (limits.parts - half) // 8)
+    for number in range(limits.parts):
+        if number >= half and (number - half) % step == 0:
+            size *= 2
+        yield min(size, limits.largest)
+
+
+def send(
+    stream: Stream, store: Store, name: str, *, expected: int, concurrency: int = 2, progress: Progress = lambda _: None
+) -> Sent:
+    """Upload all that `stream` gives as the object `name`, hashing it on the way; the caller commits, or aborts `upload`.
+
+    When anything fails here the upload is aborted before the error leaves. Raises StoreError; whatever `stream` raises passes.
+    """
+    upload = store.begin(name)
+    try:
+        return _send(stream, store, upload, expected, concurrency, progress)
+    except BaseException:
+        upload.abort()
+        raise
+
+
+def _send(stream: Stream, store: Store, upload: Upload, expected: int, concurrency: int, progress: Progress) -> Sent:
+    whole, size, head = hashlib.sha256(), 0, b""
+    parts: list[Part] = []
+    sizes = part_sizes(store.limits, expected)
+    free: deque[bytearray] = deque(bytearray() for _ in range(concurrency + 1))
+    flying: deque[tuple[Future[None], bytearray]] = deque()
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="part") as pool:
+        try:
+            while True:
+                if not free:
+                    done, buffer = flying.popleft()
+                    done.result()
+                    free.append(buffer)
+                wanted = next(sizes, 0)
+                buffer = _of_size(free.popleft(), wanted or 1)
+                count = stream.read_into(memoryview(buffer))
+                if not count:
+                    break
+                if not wanted:
+                    raise StoreError(
+                        "the stream needs more parts than the store allows", "is the database growing while it is dumped?"
+                    )
+                data = memoryview(buffer)[:count]
+                whole.update(data)
+                digest = hashlib.sha256(data)
+                head = head or bytes(data[:4096])
+                size += count
+                parts.append(Part(count, digest.hexdigest()))
+                flying.append((pool.submit(_part, upload, len(parts), data, digest.digest(), progress), buffer))
+                if count < wanted:
+                    break
+            for done, _ in flying:
+                done.result()
+        except BaseException:
+            for done, _ in flying:
+                done.cancel()
+            raise
+    return Sent(upload, size, whole.hexdigest(), tuple(parts), head)
+
+
+def _part(upload: Upload, number: int, data: memoryview, sha256: bytes, progress: Progress) -> None:
+    upload.part(number, data, sha256)
+    progress(len(data))
+
+
+def _of_size(buffer: bytearray, size: int) -> bytearray:
+    return buffer if len(buffer) == size else bytearray(size)
+
+
+def fetch(
+    store: Store, prefix: str, artifact: Artifact, *, concurrency: int = 2, progress: Progress = lambda _: None
+) -> Iterator[bytes]:
+    """The artifact's parts in order, each proved by its size and SHA-256 before it is given out.
+
+    Raises Tampered at the first part that is not what the manifest says, also when the object is longer or is gone.
+    """
+    name = prefix + artifact.name
+    try:
+        if store.read(name, artifact.size, 1):
+            raise Tampered(f"{name} is longer than the {artifact.size} bytes that its manifest says", HINT)
+        yield from _in_order(store, name, artifact, concurrency, progress)
+    except ObjectMissing as error:
+        raise Tampered(f"{name} is in the manifest but not in the store", HINT) from error
+
+
+HINT = "restore another backup, and find out who changed this one"
+
+
+def _in_order(store: Store, name: str, artifact: Artifact, concurrency: int, progress: Progress) -> Iterator[bytes]:
+    start = 0
+    flying: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="part") as pool:
+        try:
+            for number, part in enumerate(artifact.parts, 1):
+                flying.append(pool.submit(_proved, store, name, start, number, part))
+                start += part.size
+                if len(flying) > concurrency:
+                    yield _next(flying, progress)
+            while flying:
+                yield _next(flying, progress)
+        finally:
+            for each in flying:
+                each.cancel()
+
+
+def _next(flying: deque[Future[bytes]], progress: Progress) -> bytes:
+    data = flying.popleft().result()
+    progress(len(data))
+    return data
+
+
+def _proved(store: Store, name: str, start: int, number: int, part: Part) -> bytes:
+    data = store.read(name, start, part.size)
+    if len(data) != part.size or hashlib.sha256(data).hexdigest() != part.sha256:
+        raise Tampered(f"part {number} of {name} is not what its manifest says", HINT)
+    return data
