@@ -1,0 +1,56 @@
+"""The pg_dump that a backup is made with: its arguments, and how it compresses."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from backupd.errors import ConfigError
+from backupd.pipeline import Command
+from backupd.postgres.clients import Clients
+from backupd.postgres.session import Dsn
+
+
+def dump(clients: Clients, dsn: Dsn, snapshot_id: str, compression: str, lock_timeout_s: float) -> Command:
+    """pg_dump of the whole database in custom format to stdout, as of the snapshot, waiting at most so long for a lock."""
+    argv = (
+        clients.program("pg_dump"),
+        "--format=custom",
+        f"--snapshot={snapshot_id}",
+        f"--lock-wait-timeout={max(1, math.ceil(lock_timeout_s * 1000))}",  # milliseconds
+        f"--compress={_spelt(clients, compression)}",
+        "--no-password",
+        f"--dbname={dsn.argument()}",
+    )
+    return Command("pg_dump", argv, dsn.environment(application_name="backupd pg_dump"))
+
+
+def compression(clients: Clients, wish: str) -> str:
+    """`method:level` for a wish of `auto`, `none`, `METHOD` or `METHOD:LEVEL` (gzip, lz4, zstd).
+
+    `auto` is zstd:1 where pg_dump has it, which is ten times as fast as gzip at its default level and no larger, else gzip:1.
+    Raises ConfigError for what this pg_dump cannot do.
+    """
+    if wish == "auto":
+        return "zstd:1" if clients.zstd else "gzip:1"
+    if wish == "none":
+        return "none"
+    match = re.fullmatch(r"(gzip|lz4|zstd)(?::(\d{1,2}))?", wish)
+    if match is None:
+        raise ConfigError(f"{wish!r} is no compression", "use auto, none, gzip:1 to gzip:9, lz4:1 or zstd:1 to zstd:22")
+    method, level = match[1], int(match[2] or 1)
+    highest = {"gzip": 9, "lz4": 12, "zstd": 22}[method]
+    if not 1 <= level <= highest:
+        raise ConfigError(f"{method} has no level {level}", f"use {method}:1 to {method}:{highest}")
+    if (method == "zstd" and not clients.zstd) or (method == "lz4" and clients.major < 16):
+        raise ConfigError(
+            f"the pg_dump of PostgreSQL {clients.release} has no {method}", "use auto, or name newer programs of PostgreSQL"
+        )
+    return f"{method}:{level}"
+
+
+def _spelt(clients: Clients, method_and_level: str) -> str:
+    """As this pg_dump reads it: before 16 it knew only gzip, and only its level's number."""
+    if clients.major >= 16:
+        return method_and_level
+    return "0" if method_and_level == "none" else method_and_level.partition(":")[2]

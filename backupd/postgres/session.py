@@ -1,0 +1,238 @@
+"""Where a database is, how to connect to it, and what its server says of itself.
+
+Owns DSNs and the translation of psycopg's errors. A password is taken out of a DSN when it is parsed; from then on it is given
+to libpq as a parameter or to a program in its environment, and never stands in an argument, a message or a log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from backupd.errors import BackupdError, ConfigError, SourceDenied, SourceError, SourceUnreachable
+from backupd.redact import Secret, printable, scrub
+
+SOCKET_DIRECTORY = "/var/run/postgresql"
+
+# Secrets that libpq takes from no environment variable, so that a program could only get them in its arguments; and
+# parameters that would make the session something else than one of the named database.
+_REFUSED = {
+    "sslpassword": "use a client key without a passphrase, readable for backupd alone",
+    "oauth_client_secret": "use a password, a client certificate or peer authentication",
+    "scram_client_key": "give the password instead",
+    "scram_server_key": "give the password instead",
+    "service": "write host, dbname and user instead",
+    "replication": "leave it out: a dump needs an ordinary session",
+    "sslkeylogfile": "leave it out: it would write the session's keys to a file",
+}
+# A peer that vanished without a word is given up after 60 and then six times 10 seconds.
+_KEEPALIVES = {"keepalives": "1", "keepalives_idle": "60", "keepalives_interval": "10", "keepalives_count": "6"}
+
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Dsn:
+    """A connection string taken apart. `parameters` are libpq's keywords, sorted, all but the password."""
+
+    host: str
+    port: str
+    database: str
+    user: str
+    parameters: tuple[tuple[str, str], ...]
+    password: Secret | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, text: str, password: Secret | None = None) -> Dsn:
+        """A URI or `key=value` string. `password` takes the place of one in the text.
+
+        Without a host the server's socket is looked for in /var/run/postgresql. Raises ConfigError, never quoting the text.
+        """
+        try:
+            found = {key: str(value) for key, value in conninfo_to_dict(text).items() if value is not None}
+        except psycopg.Error:
+            raise ConfigError(
+                "a database address is neither a postgresql:// URI nor libpq's key=value form",
+                "write postgresql://USER@HOST/DATABASE; percent-encode @ / : and % in its parts",
+            ) from None  # the cause quotes the text, and that may hold a password
+        for keyword, hint in _REFUSED.items():
+            if keyword in found:
+                raise ConfigError(f"a database address may not set {keyword}", hint)
+        written = found.pop("password", None)
+        for keyword, what in (("user", "user"), ("dbname", "database")):
+            if not found.get(keyword):
+                raise ConfigError(f"a database address names no {what}", "write postgresql://USER@HOST/DATABASE")
+        if not found.get("host") and not found.get("hostaddr"):
+            found["host"] = SOCKET_DIRECTORY
+        found.setdefault("port", "5432")
+        return cls(
+            host=found.get("host") or found["hostaddr"],
+            port=found["port"],
+            database=found["dbname"],
+            user=found["user"],
+            parameters=tuple(sorted(found.items())),
+            password=password or (Secret(written, "database password") if written else None),
+        )
+
+    def describe(self) -> str:
+        """For people: `clinic on db:5432 as backup_ro`."""
+        return printable(f"{self.database} on {self.host}:{self.port} as {self.user}")
+
+    def with_database(self, name: str) -> Dsn:
+        """The same server and role, another database."""
+        parameters = tuple(sorted((dict(self.parameters) | {"dbname": name}).items()))
+        return Dsn(self.host, self.port, name, self.user, parameters, self.password)
+
+    def same_target(self, other: Dsn) -> bool:
+        """Whether both name one database by one address. Two names of one server are not seen: `Server` tells those."""
+        mine, theirs = ((dsn.host.lower(), dsn.port, dsn.database) for dsn in (self, other))
+        return mine == theirs
+
+    def environment(self, *, application_name: str = "backupd") -> dict[str, str]:
+        """The whole environment for a libpq program that gets `argument()` as its --dbname. It holds the password.
+
+        Messages are asked for in English, so that they can be understood by program.
+        """
+        given = dict(self.parameters) | {"application_name": application_name}
+        given.setdefault("connect_timeout", "10")
+        names = _environment_names()
+        found = {names[keyword]: value for keyword, value in given.items() if keyword in names}
+        if self.password is not None:
+            found["PGPASSWORD"] = self.password.text()
+        return found | {"LC_ALL": "C"}
+
+    def argument(self) -> str:
+        """The connection string for a program's --dbname: the database, and what libpq reads from no environment variable."""
+        names = _environment_names()
+        rest = {keyword: value for keyword, value in self.parameters if keyword not in names}
+        return make_conninfo("", dbname=self.database, **(_KEEPALIVES | rest))
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a server says of itself and of the database one is connected to; `database_size` in bytes, `version` as `17.10`."""
+
+    version_num: int
+    version: str
+    major: int
+    system_identifier: str
+    database: str
+    in_recovery: bool
+    database_size: int
+
+
+def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, autocommit: bool = False) -> Connection:
+    """A connection that notices a vanished server. Raises SourceUnreachable, SourceDenied, or SourceError for the rest."""
+    parameters: dict[str, str] = {"sslmode": "prefer", **_KEEPALIVES, **dict(dsn.parameters)}
+    parameters |= {"client_encoding": "UTF8", "application_name": application_name, "connect_timeout": str(connect_timeout_s)}
+    if dsn.password is not None:
+        parameters["password"] = dsn.password.text()
+    try:
+        return psycopg.connect(autocommit=autocommit, **parameters)  # type: ignore[arg-type]  # libpq's keywords are all text
+    except psycopg.Error as error:
+        raise _connection_error(str(error), dsn) from None  # psycopg's traceback would show the parameters
+
+
+def server(connection: Connection) -> Server:
+    """The server at the other end. Raises SourceError for a connection pooler, and SourceDenied without the right to ask."""
+    with translated("read the server's identity", "GRANT EXECUTE ON FUNCTION pg_control_system() TO the role"):
+        [row] = connection.execute(
+            "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
+            " (SELECT system_identifier::text FROM pg_control_system()), current_database()::text,"
+            " pg_is_in_recovery(), pg_database_size(current_database())::bigint, pg_backend_pid()"
+        ).fetchall()
+    number, version, identifier, database, in_recovery, size, pid = row
+    _refuse_pooler(connection, pid)
+    return Server(number, version.split()[0], number // 10000, identifier, database, in_recovery, size)
+
+
+def _refuse_pooler(connection: Connection, pid: int) -> None:
+    """A pooler hands out a process id of its own at the start; a server's own start message and its answer agree."""
+    if connection.info.backend_pid != pid:
+        raise SourceError(
+            f"between us and {printable(connection.info.dbname)} stands a connection pooler",
+            "give the server's own address: exported snapshots and session locks do not survive a pooler in transaction mode",
+        )
+
+
+@contextmanager
+def translated(what: str, hint_denied: str | None = None) -> Iterator[None]:
+    """What psycopg raises in the block leaves it as a SourceError, `could not WHAT: …`, without statement and rows."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise translate(error, what, hint_denied) from None  # rows and parameters would stand in the cause
+
+
+def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -> BackupdError:
+    """The error of backupd's that says what `error` says. Only the server's primary message is kept: details quote rows."""
+    state = error.sqlstate or ""
+    said = scrub(printable((error.diag.message_primary or str(error).strip().partition("\n")[0])[:300]))
+    message = f"could not {what}: {said}"
+    if state == "42501":
+        return SourceDenied(message, hint_denied)
+    if state.startswith("40") or "conflict with recovery" in said:
+        return SourceError(message, _RETRY_STANDBY)
+    if state == "55P03":
+        return SourceError(message, _RETRY_LOCK)
+    if state == "57014":
+        return SourceError(message, "someone cancelled the session: try again")
+    if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
+        return SourceUnreachable(message, "the connection was lost: see the server's log, and try again")
+    return SourceError(message)
+
+
+_RETRY_STANDBY = "try again; on a standby, raise max_standby_streaming_delay or set hot_standby_feedback = on"
+_RETRY_LOCK = "someone holds a lock on a table (a migration?): try again later, or raise the lock timeout"
+
+# What libpq and the server say when a connection fails. There is no SQLSTATE to go by before a session exists. The first
+# that fits counts; a server that speaks another language falls through to the last resort, which shows its own words.
+_CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
+    (r"password authentication failed|no password supplied|authentication failed for user", SourceDenied,
+     "the server does not accept the password", "check the password, and where it is read from"),
+    (r"no pg_hba\.conf entry.*(no encryption|SSL off)", SourceDenied,
+     "the server wants TLS, or does not know this client", "add sslmode=require to the address, or an entry to pg_hba.conf"),
+    (r"no pg_hba\.conf entry|pg_hba\.conf rejects", SourceDenied,
+     "the server does not let this client in", "add an entry for this host, role and database to pg_hba.conf"),
+    (r'role ".*" does not exist', SourceDenied, "the role does not exist", "create it, or correct the address's user"),
+    (r"is not permitted to log in", SourceDenied, "the role may not log in", "ALTER ROLE … LOGIN"),
+    (r"permission denied for database", SourceDenied, "the role may not connect", "GRANT CONNECT ON DATABASE … TO the role"),
+    (r'database ".*" does not exist', SourceError, "the database does not exist", "correct the address's database"),
+    (r"is not currently accepting connections", SourceError, "the database accepts no connections",
+     "ALTER DATABASE … ALLOW_CONNECTIONS true"),
+    (r"too many (clients|connections)|connection slots are reserved", SourceUnreachable,
+     "the server has no connection left", "try again later, or raise max_connections or the role's connection limit"),
+    (r"system is (starting up|shutting down|in recovery mode|not yet accepting)", SourceUnreachable,
+     "the server is starting or stopping", "try again in a moment"),
+    (r"server does not support SSL", SourceUnreachable, "the server has no TLS, and the address asks for it",
+     "turn ssl on in the server; sslmode=prefer would send the data in clear"),
+    (r"certificate|SSL error|root\.crt|sslmode", SourceUnreachable, "no TLS session could be agreed on",
+     "check sslmode, sslrootcert and the server's certificate"),
+    (r"could not translate host name|name resolution", SourceUnreachable, "the host's name is not known",
+     "correct the address's host"),
+    (r"timeout expired|timed out", SourceUnreachable, "the server did not answer in time", "check host, port and firewall"),
+    (r"Connection refused|No such file or directory|No route to host|unreachable|could not receive data|closed the connection",
+     SourceUnreachable, "there is no server at this address", "is it running, and are host and port right?"),
+)  # fmt: skip  # one line of text and its meaning side by side is what makes this table readable
+
+
+def _connection_error(said: str, dsn: Dsn) -> SourceError:
+    for pattern, kind, message, hint in _CONNECTION_ERRORS:
+        if re.search(pattern, said):
+            return kind(f"{dsn.describe()}: {message}", hint)
+    first = scrub(printable(said.strip().partition("\n")[0][:300]))
+    return SourceUnreachable(f"{dsn.describe()}: {first}", "see the server's log")
+
+
+def _environment_names() -> Mapping[str, str]:
+    """libpq's environment variable for each of its keywords that has one."""
+    options = pq.Conninfo.get_defaults()
+    return {option.keyword.decode(): option.envvar.decode() for option in options if option.envvar}

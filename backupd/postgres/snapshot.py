@@ -1,0 +1,163 @@
+"""One moment of a source, held for as long as it is needed: everything that is read through it belongs together.
+
+Owns the source's lock and the exported snapshot, both on one connection, so that the death of backupd ends both. It reads
+nothing of the application's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+import psycopg
+
+from backupd.errors import Busy, SourceError
+from backupd.manifest import Moment
+from backupd.postgres.session import Connection, Dsn, Server, connect, server, translated
+from backupd.redact import printable
+
+# The two keys of the advisory lock. Such locks are the database's own, so one pair serves for every source; the first
+# spells "bkpd" and keeps away from an application's locks.
+LOCK = (0x626B7064, 1)
+
+# Whatever the role or the database sets, a long dump may idle in its transaction, and a killed backupd is noticed: without
+# the check a server goes on counting, and holding the lock, until its query ends.
+_SETTINGS = {
+    "statement_timeout": "0",
+    "transaction_timeout": "0",  # since 17
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",  # since 14
+    "row_security": "off",  # a query that row security would filter fails instead
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "6",
+}
+_CONNECTION_CHECK_MS = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The database session that holds the snapshot, as pg_stat_activity and the server's log name it."""
+
+    pid: int
+    started_at: datetime
+
+
+class Snapshot:
+    """A context manager; everything but the constructor's arguments exists inside the block only.
+
+    Entering raises Busy when another run holds the source, SourceUnreachable, SourceDenied or SourceError.
+    """
+
+    id: str
+    moment: Moment
+    server: Server
+    session: Session
+    connection: Connection
+    notes: list[str]
+
+    def __init__(self, dsn: Dsn, *, application_name: str, lock_timeout_s: float = 30, connect_timeout_s: int = 10) -> None:
+        self._dsn = dsn
+        self._application_name = application_name
+        self._lock_timeout_s = lock_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+
+    @property
+    def backend_pid(self) -> int:
+        """The process id of the server's end."""
+        return self.session.pid
+
+    @property
+    def backend_start(self) -> datetime:
+        """When the server's end started."""
+        return self.session.started_at
+
+    def __enter__(self) -> Self:
+        self.connection = connect(
+            self._dsn,
+            application_name=self._application_name,
+            connect_timeout_s=self._connect_timeout_s,
+            autocommit=True,
+        )
+        try:
+            self._begin()
+        except BaseException:
+            self.connection.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.connection.close()  # ends transaction, snapshot and lock
+
+    def _begin(self) -> None:
+        self.server = server(self.connection)
+        _prepare(self.connection, self._lock_timeout_s)
+        lock(self.connection, self.server.database)
+        with translated("take a snapshot"):
+            self.connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            [(self.id,)] = self.connection.execute("SELECT pg_export_snapshot()").fetchall()
+            [row] = self.connection.execute(
+                "SELECT clock_timestamp(),"
+                " (CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_lsn() END)::text,"
+                " pid, backend_start, (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)"
+                " FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            ).fetchall()
+        taken_at, lsn, pid, started_at, is_superuser = row
+        self.moment = Moment(taken_at.astimezone(UTC), lsn or "0/0")
+        self.session = Session(pid, started_at.astimezone(UTC))
+        self.notes = list(_notes(self._dsn, is_superuser, self.server))
+
+    def alive(self) -> None:
+        """Raises SourceUnreachable when the snapshot is gone: what was read through it since is then worth nothing."""
+        with translated("keep the snapshot"):
+            self.connection.execute("SELECT 1")
+
+
+def lock(connection: Connection, database: str) -> None:
+    """Take the source's lock for the length of the session, across hosts. Raises Busy that names the session holding it."""
+    with translated("lock the source"):
+        [(taken,)] = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK).fetchall()
+        if not taken:
+            raise Busy(f"another run holds {printable(database)}: {_holder(connection)}", "wait for it, or end it")
+
+
+def _holder(connection: Connection) -> str:
+    found: list[tuple[Any, ...]] = connection.execute(
+        "SELECT pid, application_name, backend_start FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)"
+        " WHERE locktype = 'advisory' AND classid = %s AND objid = %s AND objsubid = 2 AND pg_locks.granted"
+        " AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())",
+        LOCK,
+    ).fetchall()
+    if not found:
+        return "it has just ended"
+    pid, name, since = found[0]
+    started = "" if since is None else f", since {since.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"{printable(name or 'a session without a name')} (pid {pid} on the server{started})"
+
+
+def _prepare(connection: Connection, lock_timeout_s: float) -> None:
+    wanted = _SETTINGS | {"lock_timeout": str(max(1, math.ceil(lock_timeout_s * 1000)))}
+    with translated("prepare the session"):
+        connection.execute(
+            "SELECT set_config(name, value, false) FROM unnest(%s::text[], %s::text[]) AS wanted (name, value)"
+            " WHERE name IN (SELECT name FROM pg_settings)",
+            (list(wanted), list(wanted.values())),
+        )
+    # Older than 14, or on a platform that cannot tell: the keepalives must do. Outside of any transaction, so nothing breaks.
+    with contextlib.suppress(psycopg.Error):
+        connection.execute(f"SET client_connection_check_interval = {_CONNECTION_CHECK_MS}".encode())
+    if connection.closed:
+        raise SourceError("the server ended the session while it was prepared", "see the server's log")
+
+
+def _notes(dsn: Dsn, is_superuser: bool, at: Server) -> list[str]:
+    notes = []
+    if is_superuser:
+        notes.append(f"{printable(dsn.user)} is a superuser: a role with pg_read_all_data and BYPASSRLS is enough for backups")
+    if at.in_recovery:
+        notes.append("the backup was made from a standby: unlogged tables are not in it")
+    return notes
