@@ -8,4 +8,5 @@ PLUGINS = (
     "tests.parts.postgres",
     "tests.parts.s3",
     "tests.parts.azure",
+    "tests.parts.proxy",
 )
