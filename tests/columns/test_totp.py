@@ -1,0 +1,202 @@
+"""One-time passwords, against the tables of RFC 4226 and RFC 6238."""
+
+from base64 import b32encode
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backupd.columns import SeedInvalid
+from backupd.columns.totp import STANDARD, Algorithm, Parameters, code, decode_seed, hotp, verify, wrong_code
+from backupd.redact import Secret
+
+KEY = Secret(b"12345678901234567890")
+RFC_KEYS = {
+    Algorithm.SHA1: KEY,
+    Algorithm.SHA256: Secret(b"12345678901234567890123456789012"),
+    Algorithm.SHA512: Secret(b"1234567890123456789012345678901234567890123456789012345678901234"),
+}
+RFC_4226 = ["755224", "287082", "359152", "969429", "338314", "254676", "287922", "162583", "399871", "520489"]
+RFC_6238 = [
+    (59, "94287082", "46119246", "90693936"),
+    (1111111109, "07081804", "68084774", "25091201"),
+    (1111111111, "14050471", "67062674", "99943326"),
+    (1234567890, "89005924", "91819424", "93441116"),
+    (2000000000, "69279037", "90698825", "38618901"),
+    (20000000000, "65353130", "77737706", "47863826"),
+]
+NOW = datetime(2026, 11, 24, 2, 0, 10, tzinfo=UTC)
+PARAMETERS = [Parameters(digits, 30, algorithm) for digits in (6, 8) for algorithm in Algorithm]
+keys = st.binary(min_size=10, max_size=64).map(Secret)
+times = st.datetimes(datetime(1970, 1, 1), datetime(2999, 1, 1), timezones=st.just(UTC))
+
+
+def moment(seconds: int) -> datetime:
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize(("counter", "expected"), list(enumerate(RFC_4226)))
+def test_hotp_of_rfc_4226_appendix_d(counter: int, expected: str) -> None:
+    assert hotp(KEY, counter) == expected
+
+
+@pytest.mark.parametrize(("seconds", "sha1", "sha256", "sha512"), RFC_6238)
+def test_totp_of_rfc_6238_appendix_b(seconds: int, sha1: str, sha256: str, sha512: str) -> None:
+    for algorithm, expected in zip(Algorithm, (sha1, sha256, sha512), strict=True):
+        eight, six = Parameters(8, 30, algorithm), Parameters(6, 30, algorithm)
+        assert code(RFC_KEYS[algorithm], moment(seconds), eight) == expected
+        assert code(RFC_KEYS[algorithm], moment(seconds), six) == expected[-6:]
+        assert verify(RFC_KEYS[algorithm], expected, moment(seconds), eight, window=0)
+
+
+def test_a_code_holds_for_its_period_and_no_longer() -> None:
+    assert code(KEY, moment(59)) == code(KEY, moment(30)) == "287082"
+    assert code(KEY, moment(60)) == "359152"
+    assert code(KEY, moment(119), Parameters(period_s=60)) == code(KEY, moment(60), Parameters(period_s=60)) == "287082"
+
+
+def test_a_time_is_the_same_moment_in_every_zone() -> None:
+    assert code(KEY, moment(59).astimezone(timezone(timedelta(hours=5, minutes=45)))) == "287082"
+
+
+@pytest.mark.parametrize("at", [datetime(2026, 11, 24), moment(-1)])
+def test_a_naive_time_and_one_before_1970_are_bugs(at: datetime) -> None:
+    with pytest.raises(ValueError, match="aware"):
+        code(KEY, at)
+
+
+def test_the_window_is_one_period_to_each_side() -> None:
+    for periods, good in [(-2, False), (-1, True), (0, True), (1, True), (2, False)]:
+        shown = code(KEY, NOW + timedelta(seconds=30 * periods))
+        assert verify(KEY, shown, NOW) is good
+        assert verify(KEY, shown, NOW, window=0) is (periods == 0)
+
+
+def test_in_the_first_period_of_all_there_is_none_before() -> None:
+    assert verify(KEY, RFC_4226[0], moment(0))
+    assert verify(KEY, RFC_4226[1], moment(0))
+    assert not verify(KEY, RFC_4226[2], moment(0))
+
+
+@pytest.mark.parametrize(
+    "given_code",
+    [
+        "",
+        "28708",
+        "2870822",
+        " 287082",
+        "287082 ",
+        "287 082",
+        "\uff12\uff18\uff17\uff10\uff18\uff12",
+        "abcdef",
+        "\0" * 6,
+        "\ud800",
+    ],
+)
+def test_what_is_not_exactly_the_code_is_refused(given_code: str) -> None:
+    assert verify(KEY, "287082", moment(59))
+    assert not verify(KEY, given_code, moment(59))
+
+
+@given(keys, times, st.sampled_from(PARAMETERS), st.integers(0, 3))
+def test_the_right_code_verifies_and_the_wrong_one_never_does(
+    key: Secret, at: datetime, parameters: Parameters, window: int
+) -> None:
+    right, wrong = code(key, at, parameters), wrong_code(key, at, parameters, window=window)
+    assert verify(key, right, at, parameters, window=window)
+    assert not verify(key, wrong, at, parameters, window=window)
+    assert len(wrong) == len(right) == parameters.digits
+    assert wrong.isdigit()
+
+
+def test_the_wrong_code_steps_over_the_code_of_a_neighbouring_period() -> None:
+    """At this moment, found by search, the next number after the right code is the right code of the next period."""
+    at = moment(1401316 * 30)
+    assert (code(KEY, at), code(KEY, at + timedelta(seconds=30))) == ("258751", "258752")
+    assert wrong_code(KEY, at, window=0) == "258752"
+    assert wrong_code(KEY, at) == "258753"
+
+
+@given(st.binary(min_size=10, max_size=80))
+def test_every_seed_decodes_to_its_bytes(data: bytes) -> None:
+    written = b32encode(data).decode()
+    grouped = " ".join(written.rstrip("=")[start : start + 4] for start in range(0, len(written), 4))
+    for spelling in (
+        written,
+        written.rstrip("="),
+        written.lower(),
+        grouped,
+        grouped.lower(),
+        grouped.replace(" ", "-"),
+        written + "\n",
+    ):
+        seed = decode_seed(Secret(spelling))
+        assert seed.key.reveal() == data
+        assert seed.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("\n", "empty"),
+        ("    ", "empty"),
+        ("====", "empty"),
+        ("JBSWY3DPEHPK3PX1", "characters"),
+        ("JBSWY3DPEHPK3PX0", "characters"),
+        ("JBSWY3DPEHPK3PX8", "characters"),
+        ("JBSWY3DP=EHPK3PXP", "characters"),
+        ("JBSWY3DPEHPK3PXP\n\n", "characters"),
+        ("JBSWY3DPEHPK3PX\u0131", "ASCII"),
+        ("JBSWY3DPEHPK3PX\u017f", "ASCII"),
+        ("JBSWY3DPEHPK3PXP\u00a0", "ASCII"),
+        ("JBSWY3DPEHPK3PXPA", "length"),
+        ("JBSWY3DPEHPK3PXPAAA", "length"),
+        ("JBSWY3DPEHPK3PXPAAAAAA", "length"),
+        ("JBSWY3DPEHPK3PXP=", "length"),
+        ("JBSWY3DPEHPK3PXPAA=", "length"),
+        ("JBSWY3DPEHPK3PXPAA=======", "length"),
+        ("otpauth://totp/x?secret=JBSWY3DPEHPK3PXP", "characters"),
+        ("cw_0x689RpI-jtRR7oE8h", "characters"),
+    ],
+)
+def test_what_is_no_base32_is_refused_without_being_shown(text: str, reason: str) -> None:
+    with pytest.raises(SeedInvalid, match=reason) as caught:
+        decode_seed(Secret(text))
+    assert "JBSWY3DP" not in f"{caught.value.message} {caught.value.hint}"
+
+
+def test_bytes_that_are_no_text_are_refused() -> None:
+    with pytest.raises(SeedInvalid, match="not even text"):
+        decode_seed(Secret(b"\xff\xfe"))
+
+
+@pytest.mark.parametrize(("size", "warned"), [(1, True), (9, True), (10, False), (16, False), (20, False), (64, False)])
+def test_a_short_seed_is_warned_about(size: int, warned: bool) -> None:
+    seed = decode_seed(Secret(b32encode(bytes(range(size)))))
+    assert bool(seed.warnings) is warned
+    assert len(seed.key) == size
+
+
+def test_a_seed_drawn_letter_by_letter_works_and_is_warned_about() -> None:
+    """26 random letters are 130 bits; apps drop the last two, and so do we."""
+    clean, odd = decode_seed(Secret("A" * 25 + "E")), decode_seed(Secret("A" * 25 + "F"))
+    assert clean.key == odd.key
+    assert clean.warnings == ()
+    assert "belong to no byte" in odd.warnings[0]
+
+
+def test_a_seed_does_not_print() -> None:
+    assert "1234567890" not in repr(decode_seed(Secret(b32encode(KEY.reveal()))))
+
+
+@pytest.mark.parametrize("make", [lambda: Parameters(digits=5), lambda: Parameters(digits=9), lambda: Parameters(period_s=0)])
+def test_parameters_that_make_no_codes_are_bugs(make: object) -> None:
+    assert callable(make)
+    with pytest.raises(ValueError, match="6 to 8 digits"):
+        make()
+
+
+def test_the_standard_is_what_authenticator_apps_assume() -> None:
+    assert (STANDARD.digits, STANDARD.period_s, STANDARD.algorithm) == (6, 30, Algorithm.SHA1)
