@@ -25,9 +25,12 @@ import re
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from datetime import date, timedelta
+from pathlib import PurePath
 from typing import NoReturn, final
 from urllib.parse import quote_from_bytes
+from uuid import UUID
 
 REDACTED = "**redacted**"
 
@@ -43,8 +46,8 @@ _BASE32_TEXT = re.compile("[A-Za-z2-7]+")
 class Secret:
     """Bytes that do not print, however shown: repr, str, format, pickle, JSON, a dataclass's dict, a traceback's locals.
 
-    Immutable, comparable in constant time, not hashable (sets and dicts compare early and often). While it lives, `scrub` removes
-    it from text. Python cannot wipe memory: a secret is safe from being shown here, not from a core dump.
+    Immutable, comparable in constant time, not hashable (sets and dicts compare early and often). While it lives, `scrub`
+    removes it from text. Python cannot wipe memory: a secret is safe from being shown here, not from a core dump.
     """
 
     __slots__ = ("__value", "__weakref__", "label")
@@ -73,7 +76,8 @@ class Secret:
         try:
             return value.decode("utf-8")
         except UnicodeDecodeError:
-            raise ValueError(f"the {self.label} is not UTF-8 text") from None
+            pass  # its own error would carry the bytes along, as its object and as the next one's context
+        raise ValueError(f"the {self.label} is not UTF-8 text")
 
     def __len__(self) -> int:
         return len(self.reveal())
@@ -111,9 +115,9 @@ class Secret:
 class _Register:
     """The secrets that are alive, and where each of their spellings begins.
 
-    All spellings of one beginning lie in one bucket, by their length, so that looking costs one lookup per character of the text
-    however many thousand secrets live. Secrets are taken in and forgotten by `_settle` alone: a weak reference's callback may run
-    inside any allocation, also in the middle of a loop over these dicts, so it does nothing but note a number.
+    All spellings of one beginning lie in one bucket, by their length, so that looking costs one lookup per character of the
+    text however many thousand secrets live. Secrets are taken in and forgotten by `_settle` alone: a weak reference's callback
+    may run inside any allocation, also in the middle of a loop over these dicts, so it does nothing but note a number.
     """
 
     def __init__(self) -> None:
@@ -225,10 +229,168 @@ def _base32(value: bytes, text: str) -> Iterator[str]:
 _REGISTER = _Register()
 
 
+# ------------------------------------------------------------------------------------------------------------- by shape
+
+_EDGE_OF_KEY = re.compile(r"-----(BEGIN|END) [A-Z0-9 ]{0,32}(?:PRIVATE|SECRET) KEY(?:[A-Z ]{0,8}-----)?")
+_ARMOUR = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/= \t\r\n\\"
+
+# Quoted as in JSON inside JSON, JSON, Python, libpq, SQL; or bare: to a blank, a closing quote, the next `;name=` or `&name=`.
+_APOSTROPHES = r"""'(?:[^'\\]|\\.|\'\')*+'?"""
+_QUOTED = r"""\\"(?:[^"\\]|\\[^"])*+(?:\\")?|"(?:[^"\\]|\\.)*+"?|""" + _APOSTROPHES
+_BARE = r"""(?:[^\s"'&;]|["'](?=[^\s,;:)\]}&])|[&;](?![A-Za-z][\w.-]*=))++"""
+_NAME = (
+    r"(?i:pass(?:word|wd|phrase|code)|pwd|secret|token|credential|session[_-]?key|private[_-]?key|api[_-]?key|access[_-]?key"
+    r"|account[_-]?key|shared[_-]?access[_-]?signature|amz-signature|(?<![a-z])sig)(?i:[_-]?(?:access[_-]?)?(?:key|value|id))?"
+)
+# What may stand after `password =` and say nothing: a reference to a custodian, and what was removed already.
+_REFERENCE = r"(?!\{\s*(?:file|env|credential|vault|azure|field)\b)"
+_REMOVED = r"(?!\*\*redacted\*\*(?:[\s\"'&;,)\]}]|$))"
+
+
+_HEX = set("ABCDEF234567")
+
+
+def _keep_quotes(match: re.Match[str]) -> str:
+    """What led to the value, and the value's quotes, so that JSON stays JSON."""
+    lead, value = match[1], match[2]
+    quote = next((mark for mark in ('\\"', '"', "'") if value.startswith(mark)), "")
+    return f"{lead}{quote}{REDACTED}{quote}"
+
+
+def _keep_names_and_hashes(match: re.Match[str]) -> str:
+    """Base32, unless it is upper-case hex of a known kind, or letters that an underscore joins to a longer word."""
+    found, start, end, text = match[0], match.start(), match.end(), match.string
+    joined = text[start - 1 : start] == "_" or text[end : end + 1] == "_"
+    key_id = len(found) == 16 and not set(found) - _HEX and text[max(0, start - 3) : start].endswith(("0x", "ID ", "ey ", "/"))
+    return found if match["hex"] or key_id or (joined and found.isalpha()) else REDACTED
+
+
+_Replacement = str | Callable[[re.Match[str]], str]
+_SHAPES: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
+    (re.compile(r"(?i)(otpauth(?:-migration)?://)[^\s\"'<>]+"), rf"\1{REDACTED}"),
+    # SQLAlchemy puts the values of a failed statement into its message.
+    (re.compile(rf"(\[parameters: ){_REMOVED}[^\n]*"), rf"\1{REDACTED}]"),
+    # scheme://user:password@host; a password may hold @, and an unescaped / unless a port stands there.
+    (
+        re.compile(
+            r"(?<=://)([^\s/?#@:]{0,256}+:)(?:(?!\d{1,5}/)(?:(?!://)[^\s?#])*@|[^\s/]*@|(?!\d{1,5}[/?#])(?:(?!://)[^\s@])*+@)"
+        ),
+        rf"\1{REDACTED}@",
+    ),
+    (re.compile(rf"({_NAME}[\"']?\s*+=>?\s*+){_REFERENCE}{_REMOVED}({_QUOTED}|{_BARE})", re.DOTALL), _keep_quotes),
+    (re.compile(rf"({_NAME}\\?[\"']\s*+:\s*+b?)({_QUOTED})", re.DOTALL), _keep_quotes),
+    (re.compile(rf"((?i:password)\s++E?)({_APOSTROPHES})", re.DOTALL), _keep_quotes),
+    (re.compile(r"((?i:authorization)\\?[\"']?\s*+[:=]\s*+\\?[\"']?(?:[A-Za-z0-9-]{1,32}\s++)?)[^\s\"',]++"), rf"\1{REDACTED}"),
+    (re.compile(r"\b((?i:bearer)\s++)(?!(?i:auth|tokens?\b|realm|error|scheme))[A-Za-z0-9._~+/=-]{8,}+"), rf"\1{REDACTED}"),
+    (re.compile(r"\b((?i:basic)\s++)(?=[A-Za-z0-9+/]+[A-Z0-9=+/])[A-Za-z0-9+/]{8,}+=*+"), rf"\1{REDACTED}"),
+    (re.compile(r"(?i)(session[ _]key:?\s*+[\"'`]?)\d{1,2}:[0-9a-f]{16,}+"), rf"\1{REDACTED}"),
+    (re.compile(r"(?<![A-Za-z0-9_-])eyJ[A-Za-z0-9_-]{5,}+\.[A-Za-z0-9_.-]*+"), REDACTED),
+    (re.compile(r"(?<![A-Za-z0-9])(?:A3T|AKIA|ASIA|AGPA|AIDA|AROA|ABIA|ACCA)[A-Z0-9]{12,}+(?![A-Za-z0-9])"), REDACTED),
+    (re.compile(r"hv[sbr]\.[A-Za-z0-9_-]{8,}+"), REDACTED),
+    (re.compile(r"(?:gh[opusr]_|github_pat_|glpat-|xox[abeprs]-|AGE-SECRET-KEY-1)[A-Za-z0-9_-]{10,}+"), REDACTED),
+    # How PostgreSQL stores passwords, as `pg_dumpall --globals-only` writes them.
+    (re.compile(r"SCRAM-SHA-256\$\d++:[A-Za-z0-9+/=$:]++|(?<![A-Za-z0-9])md5[0-9a-f]{32}(?![A-Za-z0-9])"), REDACTED),
+    (
+        re.compile(
+            r"(?P<hex>(?<![0-9A-Z])(?:[0-9A-F]{32,}+|[0-9A-F]{4}(?:\ {1,2}[0-9A-F]{4}){9})(?![0-9A-Z]))"
+            r"|(?<![A-Z2-7])[A-Z2-7]{16,}+=*+"
+            r"|(?<![A-Z0-9])[A-Z2-7]{4}(?:[ \-\u00a0][A-Z2-7]{4}){3,}(?:[ \-\u00a0][A-Z2-7]{1,3})?(?![A-Z0-9])=*+"
+        ),
+        _keep_names_and_hashes,
+    ),
+)
+
+
 def scrub(text: str) -> str:
     """`text` with every secret that the head of this module names replaced by `**redacted**`."""
-    pieces, last = [], 0
+    pieces, last = list[str](), 0
     for start, end in _REGISTER.spans(text):
         pieces += [text[last:start], REDACTED]
         last = end
-    return "".join([*pieces, text[last:]])
+    text = _without_private_keys("".join([*pieces, text[last:]]))
+    for pattern, replacement in _SHAPES:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _without_private_keys(text: str) -> str:
+    """From BEGIN to END; to the end of the text when END is missing; back over what looks like armour when BEGIN is."""
+    pieces, last, begun = list[str](), 0, -1
+    for edge in _EDGE_OF_KEY.finditer(text):
+        if edge[1] == "BEGIN":
+            begun = edge.start() if begun < 0 else begun
+            continue
+        kept = text[last:begun] if begun >= 0 else text[last : edge.start()].rstrip(_ARMOUR)
+        pieces += [kept, REDACTED]
+        last, begun = edge.end(), -1
+    return "".join([*pieces, text[last:begun], REDACTED] if begun >= 0 else [*pieces, text[last:]])
+
+
+# -------------------------------------------------------------------------------------------------------------- by name
+
+_WORDS = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+_PLURALS = {"secrets", "tokens", "keys", "seeds", "pins", "credentials"}
+_SENSITIVE = (
+    {each.removesuffix("s") for each in _PLURALS} | _PLURALS | {"otp", "cookie", "authorization", "params", "parameters"}
+)
+_ALWAYS = re.compile("pass(?:word|wd|phrase|code)|pwd|secret")
+# `key_id`, `secret_file`, `keys_count` tell about a secret; a public key, a primary key and an object's key are none.
+_ABOUT = {"id", "ids", "fingerprint", "fingerprints", "name", "names", "path", "file", "count", "size", "label", "kind", "type"}
+_ABOUT |= {"version", "days", "at", "age"}
+_OPEN = {"public", "primary", "foreign", "object"}
+
+
+def scrub_value(key: str, value: object) -> object:
+    """`value` of a field called `key`, fit for a log: plain JSON types, text scrubbed, and nothing at all of a secret's field.
+
+    Flags stay, and so do numbers under a plural (`keys=3` counts them). Never raises.
+    """
+    try:
+        return _fit_member(key, value, 0)
+    except Exception:  # an object's own repr may do anything
+        return f"<{type(value).__name__} that cannot be shown>"
+
+
+def _is_sensitive(key: str) -> bool:
+    words = [word.lower() for word in _WORDS.findall(key)]
+    if not words or words[-1] in _ABOUT or _OPEN & set(words):
+        return False
+    return words[-1] in _SENSITIVE or _ALWAYS.search("".join(words)) is not None
+
+
+def _fit(hidden: bool, value: object, depth: int, *, plural: bool = False) -> object:
+    if value is None or isinstance(value, bool):
+        return value
+    if hidden or isinstance(value, Secret):
+        return value if plural and isinstance(value, int | float) else REDACTED
+    if isinstance(value, int | float):
+        return value
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if depth < _DEEPEST and isinstance(value, Mapping):
+        return {scrub(str(key)): _fit_member(str(key), each, depth + 1) for key, each in value.items()}
+    if depth < _DEEPEST and isinstance(value, list | tuple | set | frozenset):
+        return [_fit(False, each, depth + 1) for each in value]
+    return scrub(value if isinstance(value, str) else str(value) if _speaks(value) else repr(value))
+
+
+def _fit_member(key: str, value: object, depth: int) -> object:
+    return _fit(_is_sensitive(key), value, depth, plural=(_WORDS.findall(key) or [""])[-1].lower() in _PLURALS)
+
+
+def _speaks(value: object) -> bool:
+    return isinstance(value, BaseException | date | timedelta | PurePath | UUID)
+
+
+# ----------------------------------------------------------------------------------------------------------- by control
+
+# C0 and C1 controls and DEL; direction marks, overrides and isolates (CVE-2021-42574); separators and joiners that do not show;
+# tags; lone surrogates. Not the joiners U+200C and U+200D, which Persian and emoji are written with.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what would move a terminal's cursor, turn its direction or stay unseen written as an escape."""
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
