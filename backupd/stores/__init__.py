@@ -10,10 +10,36 @@ Every method may raise a `StoreError`; `StoreUnavailable` is the only one worth 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+from backupd.errors import ConfigError
+from backupd.stores.access import AzureLogin, Checksum, Lock, S3Access, S3Keys
+from backupd.stores.retries import Patience
+
+__all__ = [
+    "AzureLogin",
+    "Checksum",
+    "Limits",
+    "Lock",
+    "Patience",
+    "S3Access",
+    "S3Keys",
+    "Store",
+    "StoredObject",
+    "Upload",
+    "check_name",
+    "open_store",
+]
+
+SCHEMES = ("file", "s3", "azure")
+UNFINISHED = ".unfinished"
+_FORMS = "file:///directory, s3://bucket/prefix or azure://container/prefix"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +65,17 @@ class Upload(Protocol):
     """One object in the making. Nothing of it can be listed or read before `commit` has returned."""
 
     def part(self, number: int, data: bytes | bytearray | memoryview, sha256: bytes) -> None:
-        """Send part `number` (from 1), whose digest is `sha256`; the store's own check of it is used where it has one.
+        """Send part `number` (from 1, each once), whose digest is `sha256`: the store's own check is used where it has one.
 
-        May be called from several threads at once, for different numbers. The data is not kept after the return.
+        May be called from several threads at once, for different numbers and in any order; in order is cheapest for a
+        directory. The data is not kept after the return.
         """
 
     def commit(self, parts: int, size: int) -> None:
         """Make the object of parts 1 to `parts` visible, create-only, after the store has confirmed that `size` bytes arrived.
 
-        Raises ObjectExists when the name was taken meanwhile, StoreError when sizes disagree; then nothing is visible.
+        Raises ObjectExists when the name was taken meanwhile, StoreError when sizes disagree; then nothing is visible. After
+        StoreUnavailable the object may be there whole, if the store took the request and never answered.
         """
 
     def abort(self) -> None:
@@ -77,24 +105,100 @@ class Store(Protocol):
         Raises ObjectMissing. A connection that is cut in the middle is an error or retried, never a short answer.
         """
 
+    def sweep(self, prefix: str) -> list[str]:
+        """Abort the unfinished uploads below the directory `prefix` that no living run owns, and return their names.
+
+        `a/b` means `a/b/…` and never `a/bc`; "" means all. The caller holds the lock of what lies there, so every upload
+        there is a dead run's.
+        """
+
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All objects whose name starts with `prefix`, in order of name (code points), each once."""
+        """All objects whose name starts with `prefix`, in order of name (code points), each once.
 
-    def sweep(self, prefix: str) -> tuple[str, ...]:
-        """Abort the unfinished uploads under `prefix` that no living run owns, and return their names.
-
-        The caller holds the lock of what lies under `prefix`, so every upload there is a dead run's.
+        `locked_until` is filled in only when the store was opened with a lock: on S3 it costs a request per object.
         """
 
 
 def check_name(name: str) -> str:
-    """`name`, or a ValueError: names are made by backupd, so a bad one is a bug, or comes from a manifest that was not checked."""
+    """`name`, or a ValueError: names are made by backupd, so a bad one is a bug, or comes from a manifest that was not checked.
+
+    `.unfinished` is where a directory keeps uploads in the making, so no object of any store may lie there.
+    """
     segments = name.split("/")
-    if len(name.encode()) > 900 or not all(segments) or any(s in (".", "..") for s in segments) or not name.isprintable():
+    bad = not all(segments) or any(s in (".", "..") for s in segments) or segments[0] == UNFINISHED
+    if bad or not name.isprintable() or len(name.encode()) > 900:
         raise ValueError(f"not the name of an object: {name!r}")
     return name
 
 
-def open_store(url: str, *, endpoint_url: str | None = None, **options: object) -> Store:
-    """Placeholder for the table of schemes; see the stores' own files."""
-    raise NotImplementedError(url)
+def open_store(
+    url: str,
+    *,
+    endpoint_url: str | None = None,
+    region: str | None = None,
+    profile: str | None = None,
+    keys: S3Keys | None = None,
+    login: AzureLogin | None = None,
+    checksum: Checksum = "when_supported",
+    lock: Lock | None = None,
+    patience: Patience | None = None,
+) -> Store:
+    """The store that `url` names: `file:///directory`, `s3://bucket/prefix` or `azure://container/prefix`.
+
+    `endpoint_url` is for S3-compatible servers, and names the storage account for Azure. Without `keys`, S3 finds credentials
+    as the AWS SDK does (`profile`, environment, instance or pod role); without `login`, Azure as DefaultAzureCredential does.
+    Opening asks the server nothing. Raises ConfigError, also when the SDK is not installed.
+    """
+    patience = patience or Patience()
+    scheme, bucket, path = _split(url)
+    foreign = {"endpoint_url": endpoint_url, "region": region, "profile": profile, "keys": keys, "login": login, "lock": lock}
+    match scheme:
+        case "file":
+            _refuse(scheme, foreign)
+            from backupd.stores.file import FileStore
+
+            return FileStore(Path(path))
+        case "s3":
+            _refuse(scheme, {"login": login})
+            from backupd.stores.s3 import open_s3
+
+            return open_s3(bucket, path, S3Access(endpoint_url, region, profile, keys, checksum), lock, patience)
+        case _:
+            _refuse(scheme, {"region": region, "profile": profile, "keys": keys})
+            from backupd.stores.azure import open_azure
+
+            return open_azure(bucket, path, endpoint_url, login, lock, patience)
+
+
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket or container, and path without slashes at its ends (a directory: absolute). Messages never echo a URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise ConfigError("the store's url is not a URL", f"write {_FORMS}") from error
+    if parts.scheme not in SCHEMES:
+        near = difflib.get_close_matches(parts.scheme, SCHEMES, 1, 0.0)[0]
+        raise ConfigError(f"no store is called {parts.scheme!r}", f"did you mean {near}://? There are {', '.join(SCHEMES)}")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError("the store's url holds more than a place", "credentials are configured apart, never in the url")
+    if parts.scheme == "file":
+        if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+            raise ConfigError(
+                "a file store's url names no absolute directory", "write it with three slashes: file:///var/lib/backupd/store"
+            )
+        return "file", "", unquote(parts.path)
+    prefix = parts.path.strip("/")
+    if not parts.netloc:
+        raise ConfigError("the store's url names no bucket or container", f"write {parts.scheme}://name/prefix")
+    try:
+        return parts.scheme, parts.netloc, check_name(prefix) if prefix else ""
+    except ValueError as error:
+        hint = "use letters, digits, - _ . and single slashes"
+        raise ConfigError(f"the prefix in the store's url cannot be used: {prefix!r}", hint) from error
+
+
+def _refuse(scheme: str, foreign: Mapping[str, object]) -> None:
+    """ConfigError for the first option that means nothing to this kind of store: silently ignored, it would seem to protect."""
+    for name, value in foreign.items():
+        if value is not None:
+            raise ConfigError(f"{name} means nothing to a {scheme} store", f"remove {name}, or use another store")
