@@ -72,6 +72,15 @@ def test_a_timer_catches_up_and_names_its_time_zone(name: str) -> None:
     assert calendar[0].endswith(" UTC")
 
 
+def test_the_user_of_the_services_is_made_by_the_sysusers_file(tmp_path: Path) -> None:
+    """By systemd-sysusers itself, in a tree of its own."""
+    (tmp_path / "etc").mkdir()
+    subprocess.run(["systemd-sysusers", f"--root={tmp_path}", UNITS / "backupd.sysusers"], check=True, capture_output=True)
+    name, *_, home, shell = (tmp_path / "etc/passwd").read_text(encoding="utf-8").strip().split(":")
+    assert (name, home, shell) == ("backupd", "/var/lib/backupd", "/usr/sbin/nologin")
+    assert all(f"\nUser={name}\n" in (UNITS / service).read_text(encoding="utf-8") for service in SERVICES)
+
+
 def test_a_backup_gets_no_key_that_opens_anything() -> None:
     """The unit that runs every night signs; only the drill's unit holds secret keys."""
     loaded = {
