@@ -9,4 +9,5 @@ PLUGINS = (
     "tests.parts.s3",
     "tests.parts.azure",
     "tests.parts.proxy",
+    "tests.leak_watch",
 )
