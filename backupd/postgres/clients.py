@@ -85,7 +85,22 @@ def find(directories: Sequence[Path] = ()) -> list[Clients]:
 
 def choose(found: Iterable[Clients], server_major: int) -> Clients:
     """The newest programs, of the server's major or a later one. Raises ConfigError that names what is there."""
-    return _newest(found, server_major, f"dump a PostgreSQL {server_major} server", f"install postgresql-client-{server_major}")
+    return _newest(
+        found, server_major, "pg_dump", f"dump a PostgreSQL {server_major} server", f"install postgresql-client-{server_major}"
+    )
+
+
+def choose_restorer(found: Iterable[Clients], dumped_by: int, target_major: int) -> Clients:
+    """The programs to restore with what pg_dump of major `dumped_by` wrote: new enough to read it.
+
+    If there is a choice, those that the target's major knows all settings of: that is what a restore in one transaction needs.
+    Raises ConfigError that names what is there.
+    """
+    everything = list(found)
+    hint = f"install postgresql-client-{dumped_by}, or newer"
+    fitting = [clients for clients in everything if clients.major <= max(target_major, dumped_by)]
+    able = [clients for clients in fitting if clients.major >= dumped_by] or everything
+    return _newest(able, dumped_by, "pg_restore", f"read the dumps of PostgreSQL {dumped_by}", hint)
 
 
 def choose_server(found: Iterable[Clients], source_major: int) -> Clients:
@@ -101,11 +116,11 @@ def choose_server(found: Iterable[Clients], source_major: int) -> Clients:
     return max((clients for clients in fitting if clients.major == closest), key=lambda clients: clients.version)
 
 
-def _newest(found: Iterable[Clients], major: int, purpose: str, hint: str) -> Clients:
+def _newest(found: Iterable[Clients], major: int, program: str, purpose: str, hint: str) -> Clients:
     everything = list(found)
     fitting = [clients for clients in everything if clients.major >= major]
     if not fitting:
-        raise ConfigError(f"no installed pg_dump can {purpose}: {_names(everything)}", hint)
+        raise ConfigError(f"no installed {program} can {purpose}: {_names(everything)}", hint)
     return max(fitting, key=lambda clients: clients.version)
 
 

@@ -11,7 +11,9 @@ from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
 
 
-def dump(clients: Clients, dsn: Dsn, snapshot_id: str, compression: str, lock_timeout_s: float) -> Command:
+def dump(
+    clients: Clients, dsn: Dsn, snapshot_id: str, compression: str, lock_timeout_s: float, application_name: str
+) -> Command:
     """pg_dump of the whole database in custom format to stdout, as of the snapshot, waiting at most so long for a lock."""
     argv = (
         clients.program("pg_dump"),
@@ -22,7 +24,7 @@ def dump(clients: Clients, dsn: Dsn, snapshot_id: str, compression: str, lock_ti
         "--no-password",
         f"--dbname={dsn.argument()}",
     )
-    return Command("pg_dump", argv, dsn.environment(application_name="backupd pg_dump"))
+    return Command("pg_dump", argv, dsn.environment(application_name=application_name))
 
 
 def compression(clients: Clients, wish: str) -> str:

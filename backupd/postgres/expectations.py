@@ -2,11 +2,11 @@
 
 Owns the counting, the digests and their comparison. It reads rows only inside the server: none ever comes here.
 
-A digest does not depend on the rows' order, the columns' order, the server's major, its encoding or collations, or the session's
-settings: each row is written as text with its columns sorted by name under fixed settings, its UTF-8 bytes are hashed to 64 bits
-twice with different seeds, and the hashes are added modulo 2^64. Sequences are read while the application uses them, outside of
-any snapshot, so a restored one may be further on. A materialised view is computed anew by a restore and so may rightly differ;
-only its presence is compared.
+A digest does not depend on the order of rows or columns, on the server's major, encoding or collations, or on the session's
+settings: each row is written as text with its columns sorted by name under fixed settings, its UTF-8 bytes are hashed to 64
+bits twice with different seeds, and the hashes are added modulo 2^64. Sequences are read while the application uses them,
+outside of any snapshot, so a restored one may be further on. A materialised view is computed anew by a restore and so may
+rightly differ; only its presence is compared.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _SEEDS = (0, 0x626B7064)
 _MATERIALISED_VIEW = "m"
 _READ_ALL = "or to all tables at once: GRANT pg_read_all_data TO"
 
-# Everything that changes how a value or a name is written. Names inside values (regclass) are then always qualified. All names are
-# quoted, because which ones need it depends on the major's keywords (`json` does since 16).
+# Everything that changes how a value or a name is written. Names inside values (regclass) are then always qualified. All names
+# are quoted, because which ones need it depends on the major's keywords (`json` does since 16).
 _TEXT_SETTINGS = {
     "search_path": "pg_catalog",
     "DateStyle": "ISO, YMD",
@@ -83,8 +83,8 @@ SELECT format('%I.%I', s.schemaname, s.sequencename), s.last_value
    AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
 """
 
-# Owners, and whom a grant, a policy or a default privilege of this database names. The first superuser is in no pg_shdepend. What
-# belongs to an extension belongs, after a restore, to whoever restored it.
+# Owners, and whom a grant, a policy or a default privilege of this database names. The first superuser is in no pg_shdepend.
+# What belongs to an extension belongs, after a restore, to whoever restored it.
 _ROLES = """
 SELECT rolname::text COLLATE "C" FROM pg_roles WHERE rolname !~ '^pg_' AND oid IN (
   SELECT refobjid FROM pg_shdepend s

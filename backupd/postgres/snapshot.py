@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -115,6 +118,31 @@ class Snapshot:
         """Raises SourceUnreachable when the snapshot is gone: what was read through it since is then worth nothing."""
         with translated("keep the snapshot"):
             self.connection.execute("SELECT 1")
+
+    def companion(self, application_name: str, *, while_running: Callable[[], bool]) -> Session | None:
+        """The session of the pg_dump that was given this name, once it is there; None when `while_running` ends before.
+
+        Looked for by name and role: good enough to record one's own session, and no proof of anyone else's.
+        """
+        with translated("find pg_dump's session"):
+            while True:
+                running = while_running()
+                found = self.connection.execute(
+                    "SELECT pid, backend_start FROM pg_stat_activity WHERE application_name = %s AND usename = session_user"
+                    " AND pid <> pg_backend_pid() ORDER BY backend_start",
+                    (application_name,),
+                ).fetchall()
+                if found:
+                    pid, started_at = found[0]
+                    return Session(pid, started_at.astimezone(UTC))
+                if not running:
+                    return None
+                self.connection.execute("SELECT pg_stat_clear_snapshot(), pg_sleep(0.02)")
+
+    def cut(self) -> None:
+        """End the connection under a query of another thread, which then raises SourceUnreachable; the server notices too."""
+        with contextlib.suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.connection.fileno())) as wire:
+            wire.shutdown(socket.SHUT_RDWR)
 
 
 def lock(connection: Connection, database: str) -> None:

@@ -1,0 +1,221 @@
+"""The pg_restore that a backup comes back with: its arguments, what its complaints mean, and which targets it may have.
+
+pg_restore prints the statement that failed, and with it rows of the database: none of that leaves this file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from backupd.errors import BackupdError, CouldNotVerify, ProcessFailed, Refused, SourceDenied, Tampered
+from backupd.manifest import Source
+from backupd.pipeline import Command
+from backupd.postgres.clients import Clients
+from backupd.postgres.session import Connection, Dsn, Server, translated
+from backupd.redact import printable, scrub
+
+
+class ProblemKind(StrEnum):
+    """What stands behind a complaint of pg_restore's."""
+
+    DAMAGED = "the archive is damaged or cut short"
+    TOO_NEW = "the archive was made by a newer pg_dump"
+    MISSING_ROLE = "a role is missing"
+    MISSING_EXTENSION = "an extension is not installed"
+    DENIED = "a right is missing"
+    EXISTS = "the target is not empty"
+    CONNECTION = "the connection was lost"
+    NO_ROOM = "the target's disk is full"
+    OLD_TARGET = "the target does not know a setting that newer servers have"
+    OTHER = "something else"
+
+
+_HINTS = {
+    ProblemKind.DAMAGED: "restore another backup",
+    ProblemKind.TOO_NEW: "restore with programs of PostgreSQL at least as new as the pg_dump in the manifest",
+    ProblemKind.MISSING_ROLE: "restore the roles first, or create the role",
+    ProblemKind.MISSING_EXTENSION: "install the extension's package on the target's server",
+    ProblemKind.DENIED: "restore as a superuser, or as a member of every role that owns something",
+    ProblemKind.EXISTS: "restore into a new, empty database",
+    ProblemKind.CONNECTION: "see the target server's log, and try again",
+    ProblemKind.NO_ROOM: "make room, and restore into a new database",
+    ProblemKind.OLD_TARGET: None,
+    ProblemKind.OTHER: "see the target server's log",
+}
+
+# The first that fits counts. These texts are pg_restore's and the server's own, in the C locale that they are run in.
+_KINDS: tuple[tuple[str, ProblemKind], ...] = (
+    # Since 17 pg_restore sets it without asking whether the server has it. It protects nothing: 0 means no limit.
+    (r'unrecognized configuration parameter "transaction_timeout"', ProblemKind.OLD_TARGET),
+    (r"unsupported version \(.*\) in file header", ProblemKind.TOO_NEW),
+    (
+        r"input file|file header|end of file|corrupt|could not (un|de)compress|unrecognized data block|unexpected block ID"
+        r"|entry ID .* out of range|not appear to be a valid archive|invalid (archive|number)",
+        ProblemKind.DAMAGED,
+    ),
+    (r'role "[^"]*" does not exist', ProblemKind.MISSING_ROLE),
+    (r'extension "[^"]*" is not available|extension control file|could not access file', ProblemKind.MISSING_EXTENSION),
+    (r"permission denied|must be (owner|superuser|able to)|must have", ProblemKind.DENIED),
+    (r"already exists|duplicate key", ProblemKind.EXISTS),
+    (r"No space left|could not extend file", ProblemKind.NO_ROOM),
+    (r"connection to server|server closed the connection|terminating connection|no connection to", ProblemKind.CONNECTION),
+)
+_HARMLESS = {ProblemKind.OLD_TARGET}
+
+# Words before a quoted text that make it a name. Whatever else is quoted may be a row's value.
+_NAMED = (
+    "role|relation|table|schema|extension|type|function|database|column|constraint|index|parameter|language|sequence|trigger"
+    "|view|domain|policy|collation|operator|tablespace|publication|library|encoding|user|attribute"
+)
+_PROGRAM = "pg_restore: "
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One complaint; `text` is one line with no statement and no row in it."""
+
+    kind: ProblemKind
+    text: str
+
+    @property
+    def harmless(self) -> bool:
+        return self.kind in _HARMLESS
+
+    @property
+    def hint(self) -> str | None:
+        return _HINTS[self.kind]
+
+
+def one_transaction_fits(clients: Clients, target: Server) -> bool:
+    """Whether this pg_restore can fill that server all or nothing.
+
+    pg_restore of 17 and later sets a parameter that servers before 17 do not know; the error would end a transaction.
+    """
+    return clients.major < 17 or target.major >= 17
+
+
+def restore(clients: Clients, dsn: Dsn, *, single_transaction: bool) -> Command:
+    """pg_restore of an archive on stdin into an empty database.
+
+    In a single transaction the first error ends it and nothing stays. Otherwise it goes on past errors and ends with exit code
+    1: `forgiven` says whether they were harmless, and if not, the target is to be dropped.
+    """
+    how = ("--single-transaction", "--exit-on-error") if single_transaction else ()
+    argv = (clients.program("pg_restore"), "--format=custom", *how, "--no-password", f"--dbname={dsn.argument()}")
+    return Command("pg_restore", argv, dsn.environment(application_name="backupd pg_restore"))
+
+
+def read_to_end(clients: Clients) -> Command:
+    """pg_restore that reads an archive on stdin to its end and writes it nowhere: finds what listing its contents does not."""
+    argv = (clients.program("pg_restore"), "--format=custom", "--file=/dev/null")
+    return Command("pg_restore", argv, {"LC_ALL": "C"})
+
+
+def classify(stderr: str) -> list[Problem]:
+    """The complaints in what pg_restore wrote, without its repetitions of where it was."""
+    return list(_problems(stderr))
+
+
+def without_statements(stderr: str) -> str:
+    """What pg_restore wrote, less statements, details and every quoted text that may be a value."""
+    kept = (line for line in stderr.splitlines() if line.startswith(_PROGRAM) or "pg_restore: " in line)
+    return "\n".join(_masked(line) for line in kept)
+
+
+def forgiven(stderr: str) -> bool:
+    """Whether pg_restore's exit code 1 was for harmless reasons only: it says how many errors there were, and all are here."""
+    total = re.search(r"errors ignored on restore: (\d+)", stderr)
+    problems = classify(stderr)
+    return total is not None and int(total[1]) == len(problems) > 0 and all(problem.harmless for problem in problems)
+
+
+def explained(error: ProcessFailed) -> BackupdError:
+    """The error to raise for a pg_restore that failed: its first grave complaint, and what to do about that."""
+    grave = [problem for problem in classify(error.stderr) if not problem.harmless]
+    cleaned = without_statements(error.stderr)
+    if not grave:
+        return ProcessFailed(_masked(error.message), error.hint, stderr=cleaned)
+    first = grave[0]
+    more = f" (and {len(grave) - 1} more)" if len(grave) > 1 else ""
+    message = f"pg_restore failed, {first.kind.value}: {first.text}{more}"
+    if first.kind is ProblemKind.DAMAGED:
+        return Tampered(message, first.hint)
+    if first.kind is ProblemKind.DENIED:
+        return SourceDenied(message, first.hint)
+    if first.kind is ProblemKind.MISSING_EXTENSION:
+        return CouldNotVerify(message, first.hint)
+    return ProcessFailed(message, first.hint, stderr=cleaned)
+
+
+def require_not_source(target: Server, source: Source) -> None:
+    """Raises Refused when the target is the very database that the backup was made of."""
+    if (target.system_identifier, target.database) == (source.system_identifier, source.database):
+        raise Refused(
+            f"the target is the source itself: database {printable(target.database)} of cluster {target.system_identifier}",
+            "restore into another database, look at it, and then switch over",
+        )
+
+
+def require_empty(connection: Connection) -> None:
+    """Raises Refused that names what a database holds already."""
+    with translated("look into the target"):
+        rows = connection.execute(_CONTENTS).fetchall()
+    if rows:
+        named = ", ".join(f"{what} {printable(name)}" for what, name in rows[:3])
+        more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+        raise Refused(
+            f"the target is not empty: it holds {named}{more}", "create a new database from template0 and restore there"
+        )
+
+
+_CONTENTS = """
+WITH ours AS (
+  SELECT oid, nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+), content (class, oid, what, name) AS (
+  SELECT 'pg_namespace'::regclass, oid, 'schema', nspname::text FROM ours WHERE nspname <> 'public'
+  UNION ALL
+  SELECT 'pg_class'::regclass, c.oid, CASE relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view' ELSE 'table' END,
+         nspname || '.' || relname
+    FROM pg_class c JOIN ours ON ours.oid = relnamespace WHERE relkind IN ('r', 'p', 'm', 'v', 'S', 'f')
+  UNION ALL
+  SELECT 'pg_proc'::regclass, p.oid, 'function', nspname || '.' || proname FROM pg_proc p JOIN ours ON ours.oid = pronamespace
+  UNION ALL
+  SELECT 'pg_type'::regclass, t.oid, 'type', nspname || '.' || typname
+    FROM pg_type t JOIN ours ON ours.oid = typnamespace WHERE typtype IN ('d', 'e', 'r') OR typtype = 'c' AND EXISTS (
+      SELECT FROM pg_class c WHERE c.oid = typrelid AND relkind = 'c')
+  UNION ALL
+  SELECT 'pg_extension'::regclass, oid, 'extension', extname FROM pg_extension WHERE extname <> 'plpgsql'
+  UNION ALL
+  SELECT 'pg_largeobject'::regclass, oid, 'large object', oid::text FROM pg_largeobject_metadata
+  UNION ALL
+  SELECT 'pg_publication'::regclass, oid, 'publication', pubname FROM pg_publication
+  UNION ALL
+  SELECT 'pg_foreign_server'::regclass, oid, 'foreign server', srvname FROM pg_foreign_server
+)
+SELECT what, name FROM content
+ WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = class AND d.objid = content.oid AND d.deptype = 'e')
+ ORDER BY 1, 2
+"""
+
+
+def _problems(stderr: str) -> Iterator[Problem]:
+    for line in stderr.splitlines():
+        match = re.search(r"pg_restore: (?:error|fatal): (.*)|pg_restore: \[[^\]]*\] (.*)", line)
+        if match is None:
+            continue
+        said = match[1] or match[2]
+        kind = next((kind for pattern, kind in _KINDS if re.search(pattern, said)), ProblemKind.OTHER)
+        yield Problem(kind, _masked(said))
+
+
+def _masked(line: str) -> str:
+    """One line in which only names are still quoted."""
+
+    def mask(match: re.Match[str]) -> str:
+        return match[0] if match[1] else '"…"'
+
+    masked = re.sub(rf'((?:\b(?:{_NAMED}) )?)"[^"]*"?', mask, scrub(line))
+    return printable(masked)[:300]
