@@ -65,9 +65,7 @@ class Catalog:
     def get(self, source: str, backup_id: str) -> Entry:
         """One backup. Raises ObjectMissing when there is none of this id, StoreError when the store does not answer."""
         if not BACKUP_ID.fullmatch(backup_id) or not SOURCE_NAME.fullmatch(source):
-            raise ObjectMissing(
-                f"there is no backup {printable(backup_id)!r} of {printable(source)!r}", LOOK
-            )
+            raise ObjectMissing(f"there is no backup {printable(backup_id)!r} of {printable(source)!r}", LOOK)
         name = name_of(source, backup_id, MANIFEST)
         for each in self._store.list(name):
             if each.name == name:

@@ -84,11 +84,16 @@ class Tampered(BackupdError):
 class ProcessFailed(BackupdError):
     """A program ended with an exit code that is not 0, or by a signal.
 
+    `status` is its exit code, or minus the signal's number, or None when it never started or more than one was ended at a deadline;
     `stderr` holds its last lines, already free of secrets.
     """
 
-    def __init__(self, message: str, hint: str | None = None, *, stderr: str = "") -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, *, program: str = "", status: int | None = None, stderr: str = ""
+    ) -> None:
         super().__init__(message, hint)
+        self.program = program
+        self.status = status
         self.stderr = stderr
 
 

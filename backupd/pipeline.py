@@ -171,7 +171,9 @@ class Pipeline:
         how = f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
         lines = self.stderr_of(index)
         said = next((line.strip() for line in reversed(lines.splitlines()) if line.strip()), "")
-        return ProcessFailed(f"{command.name} {how}" + (f": {said}" if said else ""), stderr=lines)
+        return ProcessFailed(
+            f"{command.name} {how}" + (f": {said}" if said else ""), program=command.name, status=code, stderr=lines
+        )
 
     def stderr(self, name: str) -> str:
         """The last lines that the program of this name wrote to stderr, free of secrets."""
@@ -183,6 +185,10 @@ class Pipeline:
         size = os.fstat(fd).st_size
         tail = os.pread(fd, STDERR_BYTES, max(0, size - STDERR_BYTES)).decode(errors="replace")
         return "\n".join(printable(line) for line in scrub(tail).splitlines()[-25:])
+
+    def running(self, name: str) -> bool:
+        """Whether the program of this name has not ended yet."""
+        return self._processes[[command.name for command in self._commands].index(name)].poll() is None
 
     def pids(self) -> list[int]:
         """The process ids, in order."""

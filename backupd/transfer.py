@@ -18,6 +18,7 @@ from backupd.manifest import Artifact, Part
 from backupd.stores import Limits, Store, Upload
 
 MIB = 1 << 20
+HEAD = 64 << 10  # bytes: what tells to whom a stream is sealed
 SMALLEST = 8 * MIB  # a request's cost is small beside it, and three of them do not weigh
 
 Progress = Callable[[int], None]  # called with the number of further bytes that have crossed
@@ -99,7 +100,7 @@ def _send(stream: Stream, store: Store, upload: Upload, expected: int, concurren
                 data = memoryview(buffer)[:count]
                 whole.update(data)
                 digest = hashlib.sha256(data)
-                head = head or bytes(data[:4096])
+                head = head or bytes(data[:HEAD])
                 size += count
                 parts.append(Part(count, digest.hexdigest()))
                 flying.append((pool.submit(_part, upload, len(parts), data, digest.digest(), progress), buffer))

@@ -1,0 +1,248 @@
+"""One backup of one source: data passes once, in one direction, and exists only when all of it was proved.
+
+    exported snapshot ─ pg_dump ─kernel pipe─ gpg ─ parts ─ object store
+          └ expectations ───────────────────────────┐
+                                                 manifest, signed, written last
+
+Owns the order of these steps. Never sees plaintext: pg_dump writes straight into gpg.
+"""
+
+from __future__ import annotations
+
+import secrets
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from subprocess import DEVNULL, PIPE
+
+from backupd import __version__, logs, openpgp, transfer
+from backupd import manifest as manifests
+from backupd.audit.records import Operation
+from backupd.audit.trail import Trail
+from backupd.catalog import Catalog, name_of, predecessor
+from backupd.columns import ciphers
+from backupd.errors import KeyUnusable, ProcessFailed
+from backupd.manifest import Artifact, ColumnKeys, Expectations, Kind, Level, Manifest, Predecessor, Source, Tools
+from backupd.openpgp import Home, cleartext, keys, messages
+from backupd.openpgp.keys import PublicKey
+from backupd.pipeline import Pipeline
+from backupd.postgres import clients, column_keys, dump, expectations, roles
+from backupd.postgres.clients import Clients
+from backupd.postgres.session import Dsn
+from backupd.postgres.snapshot import Snapshot
+from backupd.redact import printable
+from backupd.transfer import Progress, Sent
+
+log = logs.get(__name__)
+
+ARTIFACTS = {Kind.DATABASE: "database.dump.gpg", Kind.GLOBALS: "globals.sql.gpg"}
+
+
+@dataclass(frozen=True, slots=True)
+class SecondFactors:
+    """A column of second-factor secrets: its rows' key ids are noted in the manifest, and its table is always digested."""
+
+    table: str
+    column: str
+    cipher: str
+
+
+@dataclass(frozen=True, slots=True)
+class Protected:
+    """A source as this operation needs it. Times are seconds; no deadline when `deadline_s` is None."""
+
+    name: str
+    dsn: Dsn
+    level: Level = Level.ROWS
+    second_factors: tuple[SecondFactors, ...] = ()
+    compression: str = "auto"
+    lock_timeout_s: float = 30
+    deadline_s: float | None = None
+    client_directories: tuple[Path, ...] = ()
+    with_globals: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sealing:
+    """Whom backups are sealed to, and who signs their manifests: `home` holds the signing key, and no other secret key."""
+
+    home: Home
+    recipients: tuple[PublicKey, ...]
+    signer: str
+
+
+def back_up(
+    source: Protected, catalog: Catalog, sealing: Sealing, trail: Trail, progress: Progress = lambda _: None
+) -> Manifest:
+    """Make one backup of `source`, and say in the trail what is to be done and what came of it.
+
+    `progress` is called with each number of further bytes that have reached the store. Raises a BackupdError, having left
+    nothing that looks like a backup; Refused when a key or another run stands against it.
+    """
+    started_at = datetime.now(UTC)
+    backup_id = f"{started_at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    with trail.recording(Operation.BACKUP, source=source.name, backup_id=backup_id) as run:
+        notes = usable(sealing)
+        with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=source.lock_timeout_s) as held:
+            making = _Making(
+                source, catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
+            )
+            making.dump()
+            manifest = making.commit()
+        run.note(size=sum(each.size for each in manifest.artifacts), session=making.session, notes=manifest.notes)
+    return manifest
+
+
+def usable(sealing: Sealing) -> list[str]:
+    """Warnings about the recipients' keys. Raises KeyUnusable for one that cannot do its work, before anything is dumped."""
+    warnings = []
+    for key in sealing.recipients:
+        for problem in keys.problems(key, datetime.now(UTC), purpose="encrypt"):
+            if problem.fatal:
+                raise KeyUnusable(problem.message, problem.hint)
+            warnings.append(problem.message)
+    return warnings
+
+
+@dataclass(slots=True)
+class _Making:
+    """One backup in the making: `dump` collects and proves everything, `commit` makes it a backup."""
+
+    source: Protected
+    catalog: Catalog
+    sealing: Sealing
+    trail: Trail
+    held: Snapshot
+    progress: Progress
+    backup_id: str
+    started_at: datetime
+    notes: list[str]
+    clients: Clients = field(init=False)
+    compression: str = field(init=False)
+    expect: Expectations = field(init=False)
+    previous: Predecessor | None = None
+    session: str = ""
+    keys: list[ColumnKeys] = field(default_factory=list)
+    sent: dict[Kind, Sent] = field(default_factory=dict)
+
+    def dump(self) -> None:
+        """Send the database and the roles, while the expectations are read from the same snapshot beside it."""
+        self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.major)
+        self.compression = dump.compression(self.clients, self.source.compression)
+        try:
+            self._database()
+            if self.source.with_globals:
+                self._globals()
+        except BaseException:
+            self.abort()
+            raise
+
+    def commit(self) -> Manifest:
+        """Make the artifacts visible, then the manifest, which makes them a backup."""
+        try:
+            for each in self.sent.values():
+                each.commit()
+        except BaseException:
+            self.abort()
+            raise
+        manifest = self._manifest()
+        signed = cleartext.sign(self.sealing.home, manifests.render(manifest), self.sealing.signer)
+        self.catalog.publish(manifest, signed)
+        return manifest
+
+    def abort(self) -> None:
+        """Give up what is not committed."""
+        for each in self.sent.values():
+            each.upload.abort()
+
+    def _database(self) -> None:
+        """pg_dump into gpg into the store; both exit codes are read before anything can be committed."""
+        dumping = dump.dump(
+            self.clients, self.source.dsn, self.held.id, self.compression, self.source.lock_timeout_s, self.backup_id
+        )
+        sealing = messages.seal(self.sealing.home, self.sealing.recipients)
+        with (
+            Pipeline([dumping, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s) as pipeline,
+            ThreadPoolExecutor(1, thread_name_prefix="expectations") as beside,
+        ):
+            expecting = beside.submit(self._expect, pipeline)
+            expecting.add_done_callback(lambda done: pipeline.kill() if done.exception() else None)
+            try:
+                self._prepare()
+                self._send(Kind.DATABASE, pipeline, self.held.server.database_size)
+                self.expect = expecting.result(self.source.deadline_s)
+            except BaseException:
+                reason = expecting.exception() if expecting.done() else None
+                self.held.cut()  # or the thread would read on from a source that is of no use to us now
+                if reason is not None:
+                    raise reason from None
+                raise
+
+    def _globals(self) -> None:
+        """Roles and their memberships, which no pg_dump holds."""
+        dumped = roles.dump_globals(self.clients, self.source.dsn)
+        if not dumped.passwords:
+            self.notes.append("the roles are without their passwords: the backup role may not read pg_authid")
+        sealing = messages.seal(self.sealing.home, self.sealing.recipients)
+        with Pipeline([dumped.command, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s) as pipeline:
+            self._send(Kind.GLOBALS, pipeline, 0)
+
+    def _send(self, kind: Kind, pipeline: Pipeline, expected: int) -> None:
+        name = ARTIFACTS[kind]
+        where = name_of(self.source.name, self.backup_id, name)
+        sent = transfer.send(pipeline, self.catalog.store, where, expected=expected, progress=self.progress)
+        self.sent[kind] = sent
+        pipeline.finish()
+        if not sent.size:
+            raise ProcessFailed(f"gpg ended well and gave nothing for {name}", "nothing was stored; run it again")
+        messages.assert_sealed_to(sent.head, self.sealing.recipients)
+
+    def _prepare(self) -> None:
+        """What can be done while pg_dump starts: sweep what dead runs left, and find the backup that this one follows."""
+        swept = self.catalog.store.sweep(self.source.name)
+        if swept:
+            log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
+        newest = self.catalog.newest(self.source.name)
+        if newest is not None and newest.problem is not None:
+            self.notes.append(f"the backup before this one, {newest.backup_id}, cannot be believed: {newest.problem.message}")
+        self.previous = predecessor(newest)
+        done = [backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done]
+        if done and (newest is None or max(done) > newest.backup_id):
+            self.notes.append(f"the backup before this one, {max(done)}, is in the trail and not in the store")
+
+    def _expect(self, pipeline: Pipeline) -> Expectations:
+        """What a restore must show, read beside the dump from the same snapshot."""
+        session = self.held.companion(self.backup_id, while_running=lambda: pipeline.running("pg_dump"))
+        if session is not None:
+            self.session = f"pid {session.pid}, started {session.started_at:%Y-%m-%dT%H:%M:%S.%fZ}"
+        expected = expectations.collect(self.held, self.source.level, [each.table for each in self.source.second_factors])
+        for each in self.source.second_factors:
+            found = column_keys.look(self.held.connection, each.table, each.column, partial(ciphers.key_id, each.cipher))
+            self.keys.append(ColumnKeys(each.table, each.column, each.cipher, found.key_ids, found.rows))
+            if found.foreign:
+                self.notes.append(
+                    f"{found.foreign} of {found.rows} values in {each.table}.{each.column} are not encrypted with {each.cipher}"
+                )
+        self.held.alive()
+        return expected
+
+    def _manifest(self) -> Manifest:
+        server = self.held.server
+        return Manifest(
+            backup_id=self.backup_id,
+            source=Source(self.source.name, server.database, server.system_identifier, server.version),
+            snapshot=self.held.moment,
+            started_at=self.started_at,
+            finished_at=datetime.now(UTC),
+            tools=Tools(__version__, self.clients.release, openpgp.version(), self.compression),
+            recipients=tuple(key.fingerprint for key in self.sealing.recipients),
+            artifacts=tuple(
+                Artifact(ARTIFACTS[kind], kind, sent.size, sent.sha256, sent.parts) for kind, sent in self.sent.items()
+            ),
+            expect=self.expect,
+            column_keys=tuple(self.keys),
+            previous=self.previous,
+            notes=tuple(printable(note) for note in self.notes),
+        )

@@ -1,0 +1,125 @@
+"""A stored artifact's way back to plaintext: parts, each proved, into gpg, and gpg's plaintext into whatever reads it.
+
+The one path that restores, deep verifications and drills share. No byte of a part reaches gpg before its digest was compared,
+and what came out counts only when every program ended well and gpg said that the message was whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from subprocess import DEVNULL, PIPE
+from threading import Thread
+
+from backupd import transfer
+from backupd.catalog import name_of
+from backupd.errors import ProcessFailed
+from backupd.manifest import Artifact, Manifest
+from backupd.openpgp import Home, messages
+from backupd.openpgp.messages import Unsealing
+from backupd.pipeline import Command, Pipeline
+from backupd.redact import Secret
+from backupd.stores import Store
+from backupd.transfer import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What opens a backup: a home that holds a secret key it is sealed to, or one backup's session key."""
+
+    home: Home
+    session_key: Secret | None = None
+
+
+def feed(
+    manifest: Manifest,
+    artifact: Artifact,
+    store: Store,
+    opening: Opening,
+    reader: Command,
+    *,
+    forgiven: Callable[[ProcessFailed], bool] = lambda _: False,
+    deadline_s: float | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Send the artifact's plaintext into `reader`, whose output is thrown away, and wait for its end.
+
+    Raises Tampered for a part or a message that is not what it should be, SecretUnavailable without a key that opens it, and
+    ProcessFailed for a program that failed of its own; the reader's failure is let pass if it is `forgiven`.
+    """
+    with (
+        messages.unseal(opening.home, session_key=opening.session_key) as unsealing,
+        Pipeline([unsealing.command, reader], stdin=PIPE, stdout=DEVNULL, deadline_s=deadline_s) as pipeline,
+    ):
+        _write(pipeline, _parts(manifest, artifact, store, progress))
+        try:
+            _finish(pipeline, unsealing)
+        except ProcessFailed as error:
+            if error.program != reader.name or not forgiven(error):
+                raise
+            unsealing.judge()
+
+
+def read(
+    manifest: Manifest,
+    artifact: Artifact,
+    store: Store,
+    opening: Opening,
+    readers: Sequence[Command] = (),
+    *,
+    chunk: int = 1 << 20,
+) -> Iterator[bytes]:
+    """The artifact's plaintext, or what the last of `readers` makes of it, in chunks of at most `chunk` bytes.
+
+    What was given out counts only when the iterator has come to its end: it raises what `feed` raises.
+    """
+    failures: list[BaseException] = []
+    with (
+        messages.unseal(opening.home, session_key=opening.session_key) as unsealing,
+        Pipeline([unsealing.command, *readers], stdin=PIPE, stdout=PIPE) as pipeline,
+    ):
+        writer = Thread(target=_write_beside, args=(pipeline, _parts(manifest, artifact, store), failures), daemon=True)
+        writer.start()
+        try:
+            buffer = memoryview(bytearray(chunk))
+            while count := pipeline.read_into(buffer):
+                yield bytes(buffer[:count])
+        except BaseException:
+            pipeline.kill()  # whoever read has gone: so must what it read from, or the writer would wait for ever
+            raise
+        finally:
+            writer.join()
+        if failures:
+            raise failures[0]
+        _finish(pipeline, unsealing)
+
+
+def _parts(manifest: Manifest, artifact: Artifact, store: Store, progress: Progress = lambda _: None) -> Iterator[bytes]:
+    return transfer.fetch(store, name_of(manifest.source.name, manifest.backup_id, ""), artifact, progress=progress)
+
+
+def _write(pipeline: Pipeline, parts: Iterator[bytes]) -> None:
+    with suppress(BrokenPipeError):  # a program is gone: `finish` says which, and why
+        for part in parts:
+            pipeline.write(part)
+
+
+def _write_beside(pipeline: Pipeline, parts: Iterator[bytes], failures: list[BaseException]) -> None:
+    """`_write` on a thread of its own: what it raises is kept, and ends the programs before they can take it for the end."""
+    try:
+        _write(pipeline, parts)
+        pipeline.close_stdin()
+    except BaseException as error:  # handed to the reading thread, whatever it is
+        failures.append(error)
+        pipeline.kill()
+
+
+def _finish(pipeline: Pipeline, unsealing: Unsealing) -> None:
+    try:
+        pipeline.finish()
+    except ProcessFailed as error:
+        if error.program == unsealing.command.name and error.status is not None and error.status > 0:
+            unsealing.judge()  # knows better than the last line of stderr what was wrong
+        raise
+    unsealing.judge()
