@@ -79,10 +79,12 @@ class Pipeline:
         last = len(self._commands) - 1
         for index, command in enumerate(self._commands):
             sink = stdout if index == last else subprocess.PIPE
-            process = _spawn(command, source, sink, self._stderr[index])
+            try:
+                process = _spawn(command, source, sink, self._stderr[index])
+            finally:
+                if index:
+                    os.close(source)  # the reader has it now: were we to keep it, a dead reader would never be noticed
             self._processes.append(process)
-            if index:
-                os.close(source)  # the reader has it now: were we to keep it, a dead reader would never be noticed
             for end in (process.stdin, process.stdout):
                 if end is not None:
                     _widen(end.fileno())
