@@ -1,22 +1,32 @@
-"""What a drill asks of a restored database: one file per check, one Protocol, one table (`ALL`).
+"""What a drill asks of a restored database: one file per check, one Protocol; `table.ALL` lists them.
 
 A check never decides the verdict and never restores anything. It looks at a restored database and says what it saw.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from backupd.columns.totp import STANDARD, Parameters
+from backupd.custody import Custodian
+from backupd.manifest import Kind, Manifest
+from backupd.openpgp import Home
+from backupd.postgres.session import Connection
+from backupd.redact import Secret
+
 Figure = int | float | str | bool | None
+Unsealed = Callable[[Kind], AbstractContextManager[Iterator[bytes]]]
 
 
 class Outcome(StrEnum):
     """Of one check; a drill's verdict has the same three values."""
 
-    PASS = "PASS"
+    PASS = "PASS"  # noqa: S105  # a verdict, not a password
     FAIL = "FAIL"
     COULD_NOT_VERIFY = "COULD NOT VERIFY"
 
@@ -31,10 +41,90 @@ class Finding:
     figures: Mapping[str, Figure] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Canary:
+    """An account made for drills, `row_id` as text, whose TOTP seed is kept a second time, apart from database and backups."""
+
+    row_id: str
+    seed: Custodian
+
+
+@dataclass(frozen=True, slots=True)
+class TotpColumn:
+    """A column of encrypted TOTP seeds. `table` as the application's cipher spells it: `users`, or `clinic.users`.
+
+    `enrolled` is a boolean column; None means that every row with a value is enrolled. `keys` is the custodian of the
+    column's own keys, which must open no backup.
+    """
+
+    table: str
+    id_column: str
+    column: str
+    enrolled: str | None
+    cipher: str
+    keys: Custodian
+    parameters: Parameters = STANDARD
+    canary: Canary | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.table}.{self.column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A query of the user's and the rows that must come back, in order, each value as PostgreSQL writes it (None for NULL)."""
+
+    name: str
+    sql: str
+    expected: tuple[tuple[str | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Objectives:
+    """What recovery was promised to cost at most; None where nothing was."""
+
+    rpo_hours: float | None = None
+    rto_minutes: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """The backup from outside: the first proved bytes of its database artifact, and what opens it.
+
+    `home` holds the secret key unless `session_key` is given; `key` is where the key comes from.
+    """
+
+    head: bytes
+    home: Home
+    key: Custodian
+    session_key: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Drilled:
+    """All that a check may look at. Times in seconds.
+
+    `connection` is to the restored database, in autocommit, as a role that may read everything. `unsealed` gives an artifact's
+    plaintext (of the database its SQL, decompressed) in chunks; it counts only if the block ends without an error.
+    """
+
+    manifest: Manifest
+    connection: Connection
+    unsealed: Unsealed
+    sealed: Sealed
+    columns: tuple[TotpColumn, ...]
+    questions: tuple[Question, ...]
+    objectives: Objectives
+    started_at: datetime
+    restore_s: float
+    elapsed_s: Callable[[], float]
+
+
 class Check(Protocol):
     """One question. `run` may raise a BackupdError: CouldNotVerify becomes that outcome, all others FAIL."""
 
     @property
     def name(self) -> str: ...
 
-    def run(self, drill: Restored) -> Finding: ...
+    def run(self, drilled: Drilled) -> Finding: ...
