@@ -1,0 +1,399 @@
+"""What may stand in the configuration: its tables, their keys, defaults and limits.
+
+The descriptions are the text of docs/configuration.md. Every table is frozen, strict about types and refuses unknown keys. No
+table holds a secret; a secret is a `SecretRef`, and a connection string with a password in it is an error.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    PrivateAttr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from backupd.config.cron import check_cron
+from backupd.config.problems import Hinted
+
+SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+PLACES = ("file", "env", "credential")
+_LATER = ("vault", "azure")
+_REFERENCE_HINT = 'write where it is kept, such as { file = "/etc/backupd/secret" } or { credential = "name" }'
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise Hinted("expected a path in quotes")
+    return Path((info.context or {}).get("directory", Path()), value)
+
+
+def _scalar(value: object) -> str | int | float | bool:
+    if isinstance(value, str | int | float):
+        return value
+    raise Hinted("expected text, a number, true or false")
+
+
+def _row_id(value: object) -> str:
+    if isinstance(value, str | int) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise Hinted("expected a row's id: a number, or text in quotes")
+
+
+Text = Annotated[str, Field(min_length=1)]
+File = Annotated[Path, PlainValidator(_path)]
+Cron = Annotated[str, AfterValidator(check_cron)]
+Scalar = Annotated[str | int | float | bool, PlainValidator(_scalar)]
+Many = Field(strict=False)  # TOML has lists where these tables have tuples; what is in them stays strict
+
+
+class Table(BaseModel):
+    """A table of the file."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class SecretRef(Table):
+    """Where a secret is kept: a table with exactly one of `file`, `env` and `credential`."""
+
+    file: File | None = Field(None, description="A file that only its owner may read (mode 0600 or 0400).")
+    env: Text | None = Field(None, description="An environment variable; warned about, since child processes see it.")
+    credential: Text | None = Field(None, description="A systemd credential (`LoadCredential=` in the unit).")
+    field: Text | None = Field(None, description="The member to take, where the secret is a JSON object.")
+
+    @property
+    def kind(self) -> str:
+        """`file`, `env` or `credential`."""
+        return next(place for place in PLACES if getattr(self, place) is not None)
+
+    @property
+    def name(self) -> str:
+        """The absolute path, or the name of the variable or credential."""
+        return str(getattr(self, self.kind))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_place(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise Hinted("expected a reference to a secret, not the secret itself", _REFERENCE_HINT)
+        for place in _LATER:
+            if place in value:
+                raise Hinted(f"{place} is not yet supported in this version", f"use one of {', '.join(PLACES)}")
+        named = [place for place in PLACES if place in value]
+        if len(named) > 1 or (not named and not set(value) - {"field"}):
+            raise Hinted(f"expected exactly one of {', '.join(PLACES)}", _REFERENCE_HINT)
+        return value
+
+
+class Lock(Table):
+    """Nobody can delete or change a backup for that long: S3 Object Lock, Azure immutability."""
+
+    mode: Literal["governance", "compliance"] = Field(
+        description="`governance` can be lifted by a special right, `compliance` by nobody."
+    )
+    days: int = Field(ge=1, le=36500, description="Days from the writing on.")
+
+
+class Store(Table):
+    """Where backups go."""
+
+    url: Text = Field(
+        description="`s3://bucket/prefix`, `azure://container/prefix` or `file:///directory`; never with credentials."
+    )
+    endpoint_url: Text | None = Field(None, description="An S3-compatible server, or the Azure storage account's blob service.")
+    region: Text | None = Field(None, description="S3: the region, where the SDK does not know it.")
+    profile: Text | None = Field(None, description="S3: a profile of the AWS configuration. Default: the SDK's own chain.")
+    access_key_id: Text | None = Field(None, description="S3: static credentials, for servers without roles.")
+    secret_access_key: SecretRef | None = Field(None, description="S3: the other half of `access_key_id`.")
+    connection_string: SecretRef | None = Field(
+        None, description="Azure: a connection string. Default: the workload's identity."
+    )
+    checksum: Literal["when_supported", "when_required"] = Field(
+        "when_supported", description="S3: `when_required` for servers that refuse the checksums of AWS."
+    )
+    lock: Lock | None = Field(None, description="Write-once protection; the bucket must have been made for it.")
+
+    @property
+    def scheme(self) -> str:
+        """`s3`, `azure` or `file`."""
+        return self.url.split(":", 1)[0]
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        parts = _split(value)
+        if parts is None or parts.scheme not in ("s3", "azure", "file"):
+            raise Hinted("names no store", "write s3://bucket/prefix, azure://container/prefix or file:///directory")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise Hinted("holds more than a place", "credentials are configured apart, never in the url")
+        if parts.scheme == "file" and (parts.netloc or not parts.path.strip("/")):
+            raise Hinted("names no directory", "write it with three slashes: file:///var/lib/backupd/store")
+        if parts.scheme != "file" and not parts.netloc:
+            raise Hinted("names no bucket or container", f"write {parts.scheme}://name/prefix")
+        return value
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _endpoint(cls, value: str | None) -> str | None:
+        parts = _split(value or "https://x")
+        if parts is None or parts.scheme not in ("http", "https") or not parts.netloc:
+            raise Hinted("is not the address of a server", "write https://host or https://host:port")
+        if "@" in parts.netloc or parts.query:
+            raise Hinted("holds more than an address", "credentials are configured apart, never in the url")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        needs = {
+            "region": "s3",
+            "profile": "s3",
+            "access_key_id": "s3",
+            "secret_access_key": "s3",
+            "connection_string": "azure",
+        }
+        for key, scheme in needs.items():
+            if getattr(self, key) is not None and self.scheme != scheme:
+                raise Hinted(f"{key} means nothing to a store at {self.scheme}://", f"remove {key}")
+        for key in ("endpoint_url", "lock"):
+            if getattr(self, key) is not None and self.scheme == "file":
+                raise Hinted(f"{key} means nothing to a store at file://", f"remove {key}, or use another store")
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise Hinted("access_key_id and secret_access_key come together", "give both, or neither")
+        if self.profile and self.access_key_id:
+            raise Hinted("profile and access_key_id exclude each other", "keep one of them")
+        return self
+
+
+class Encryption(Table):
+    """Who can read backups, and who vouches for them."""
+
+    recipients: Annotated[tuple[File, ...], Many] = Field(
+        (), description="Public OpenPGP keys, a file each; at least two of them."
+    )
+    single_recipient: bool = Field(False, description="Allow one recipient: who loses that key loses every backup.")
+    signing_key: SecretRef | None = Field(
+        None, description="The secret key that signs manifests and the trail; it opens nothing."
+    )
+    signers: Annotated[tuple[File, ...], Many] = Field(
+        (),
+        description="Public keys whose signatures count. Default: that of `signing_key`. A host that only restores needs this.",
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.signing_key is None and not self.signers:
+            raise Hinted("needs signing_key, or signers on a host that only restores")
+        if self.signing_key is not None and not self.recipients:
+            raise Hinted("recipients: is missing", "name the public keys of operations and of an offline escrow")
+        if len(set(self.recipients)) != len(self.recipients):
+            raise Hinted("recipients: names a file twice")
+        if len(self.recipients) == 1 and not self.single_recipient:
+            raise Hinted(
+                "recipients: one key is too few, for who loses it loses every backup",
+                "add an escrow key that is kept offline, or set single_recipient = true",
+            )
+        return self
+
+
+class Audit(Table):
+    """Where the trail of everything done is kept."""
+
+    url: Text = Field(description="`sqlite:////var/lib/backupd/audit.db` (four slashes: an absolute path) or `postgresql://…`.")
+    password: SecretRef | None = Field(None, description="PostgreSQL: the password of the role in `url`.")
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the trail is a file on this host; `sqlite_path` names it."""
+        return self.url.startswith("sqlite:")
+
+    @property
+    def sqlite_path(self) -> Path:
+        """The file of a trail in SQLite."""
+        return Path(self.url.removeprefix("sqlite:///"))
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str, info: ValidationInfo) -> str:
+        if value.startswith("sqlite:///") and len(value) > len("sqlite:////"):
+            return f"sqlite:///{_path(value.removeprefix('sqlite:///'), info)}"
+        if not value.startswith(("postgresql://", "postgres://")):
+            raise Hinted("names no trail", "write sqlite:////var/lib/backupd/audit.db or postgresql://role@host/database")
+        return _without_password(value)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.is_sqlite and self.password is not None:
+            raise Hinted("password means nothing to a trail in SQLite", "remove password")
+        return self
+
+
+class Retention(Table):
+    """How many of the newest daily, weekly, monthly and yearly backups stay."""
+
+    daily: int = Field(0, ge=0, description="Days.")
+    weekly: int = Field(0, ge=0, description="Weeks.")
+    monthly: int = Field(0, ge=0, description="Months.")
+    yearly: int = Field(0, ge=0, description="Years.")
+
+    @model_validator(mode="after")
+    def _keeps(self) -> Self:
+        if not (self.daily or self.weekly or self.monthly or self.yearly):
+            raise Hinted("would keep nothing", "leave retention out to keep everything")
+        return self
+
+
+class Canary(Table):
+    """An account made for drills, whose secret is also kept elsewhere: both must give the same code."""
+
+    id: Annotated[str, PlainValidator(_row_id)] = Field(description="The row's id.")
+    secret: SecretRef = Field(description="Its TOTP secret in base32, kept apart from the database.")
+
+
+class Totp(Table):
+    """A column that holds second-factor secrets. A drill opens every one of them and shows that it yields codes."""
+
+    table: Text = Field(description="`users` or `schema.users`.")
+    id_column: Text = Field(description="The primary key.")
+    column: Text = Field(description="The encrypted secrets.")
+    enrolled: Text | None = Field(None, description="A boolean column: the rows for which it is true must have a secret.")
+    cipher: Literal["aes-256-gcm", "fernet", "pgcrypto"] = Field(description="How the column is encrypted.")
+    keys: SecretRef = Field(description="The column keys; they may have nothing in common with the keys that open backups.")
+    issuer: Text | None = Field(None, description="The issuer that applications show.")
+    algorithm: Literal["SHA1", "SHA256", "SHA512"] = Field("SHA1", description="RFC 6238's hash.")
+    digits: int = Field(6, ge=6, le=8, description="Digits of a code.")
+    period: int = Field(30, ge=1, le=3600, description="Seconds that a code is good for.")
+    canary: Canary | None = Field(None, description="A canary account.")
+
+
+class Sql(Table):
+    """A question that a restored database must answer as expected."""
+
+    name: Text = Field(description="What the check is called in reports.")
+    query: Text = Field(description="One SELECT.")
+    expect: Annotated[tuple[Annotated[tuple[Scalar, ...], Many], ...], Many] = Field(description="The rows: a list of lists.")
+
+
+class Source(Table):
+    """A database to protect; its name is what commands, reports and the store call it."""
+
+    dsn: Text = Field(description="`postgresql://role@host/database` or `host=… dbname=…`, without a password.")
+    password: SecretRef | None = Field(None, description="The password of the role in `dsn`.")
+    schedule: Cron | None = Field(None, description="When the daemon makes backups: cron, in UTC.")
+    retention: Retention | None = Field(None, description="Which backups stay. Default: all.")
+    expectations: Literal["rows", "digests", "off"] = Field(
+        "rows", description="What a restore must show: row counts, row digests of every table, or nothing."
+    )
+    compression: Text = Field("auto", description="`auto`, `none`, or pg_dump's method and level, such as `zstd:3`.")
+    lock_timeout_s: int = Field(30, ge=1, le=86400, description="How long pg_dump waits for a table's lock, in seconds.")
+    deadline_minutes: int = Field(720, ge=1, description="How long a backup may take before it is stopped.")
+    clients: File | None = Field(None, description="The directory of pg_dump and pg_restore. Default: the newest installed.")
+    globals: bool = Field(True, description="Whether roles are backed up too.")
+    totp: Annotated[tuple[Totp, ...], Many] = Field((), description="Columns with second-factor secrets.")
+    sql: Annotated[tuple[Sql, ...], Many] = Field((), description="Questions of your own for a drill.")
+
+    @field_validator("dsn")
+    @classmethod
+    def _dsn(cls, value: str) -> str:
+        if not value.startswith(("postgresql://", "postgres://")) and not re.match(r"\s*\w+\s*=", value):
+            raise Hinted("is not a connection string", "write postgresql://role@host/database or host=… dbname=…")
+        return _without_password(value)
+
+    @field_validator("compression")
+    @classmethod
+    def _compression(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|none|(gzip|lz4|zstd)(:\d{1,2})?", value):
+            raise Hinted("is no compression", "use auto, none, gzip:1 to gzip:9, lz4:1 or zstd:1 to zstd:22")
+        return value
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if len({(each.table, each.column) for each in self.totp}) != len(self.totp):
+            raise Hinted("totp: a column is there twice")
+        if len({each.name for each in self.sql}) != len(self.sql):
+            raise Hinted("sql: a name is there twice")
+        return self
+
+
+class Drill(Table):
+    """The restore test, and what was promised."""
+
+    schedule: Cron | None = Field(None, description="When the daemon drills: cron, in UTC.")
+    secret_key: SecretRef | None = Field(None, description="The secret key of a recipient, there for the length of a drill.")
+    max_age_days: int = Field(92, ge=1, description="An older last drill is a failing state.")
+    rto_minutes: int = Field(60, ge=1, description="How long a restore may take.")
+    rpo_hours: int = Field(26, ge=1, description="How old the newest backup may be.")
+    directory: File | None = Field(
+        None, description="Where scratch clusters are made. Default: the system's temporary directory."
+    )
+
+
+class Limits(Table):
+    """What a run may use."""
+
+    upload_concurrency: int = Field(2, ge=1, le=16, description="Parts on their way at once; each is held in memory.")
+    memory_mib: int = Field(512, ge=64, description="Memory for parts, in MiB; no part is larger than its share.")
+
+
+class Config(Table):
+    """The whole file."""
+
+    store: Store
+    encryption: Encryption
+    audit: Audit
+    sources: dict[str, Source] = {}
+    drill: Drill = Drill()
+    limits: Limits = Limits()
+
+    _path: Path = PrivateAttr(Path())
+    _digest: str = PrivateAttr("")
+
+    @property
+    def path(self) -> Path:
+        """The file, absolute."""
+        return self._path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the file's bytes, hex: what the trail records as the configuration of a run."""
+        return self._digest
+
+    def note_origin(self, path: Path, digest: str) -> None:
+        """Say once which file this was read from."""
+        self._path, self._digest = path, digest
+
+    @field_validator("sources")
+    @classmethod
+    def _names(cls, value: dict[str, Source]) -> dict[str, Source]:
+        bad = [name for name in value if not SOURCE_NAME.fullmatch(name)]
+        if bad:
+            raise Hinted(
+                f"{', '.join(map(ascii, bad))} cannot be the name of a source",
+                "use up to 63 lower-case letters, digits, - _ and . and begin with a letter or digit",
+            )
+        return value
+
+
+def _split(value: str) -> Any:
+    try:
+        return urlsplit(value)
+    except ValueError:
+        return None
+
+
+def _without_password(dsn: str) -> str:
+    """`dsn`, or Hinted if it holds a password in any of the places where libpq looks for one."""
+    authority = re.match(r"\w+://([^/?#]*)@", dsn)
+    told = (authority and ":" in authority[1].rstrip(":")) or re.search(r"(?i)(?:^|[?&\s])(?:ssl)?password\s*=", dsn)
+    if told:
+        raise Hinted("holds a password", 'take it out, change it, and write password = { file = "…" } beside it')
+    return dsn
