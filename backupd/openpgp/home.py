@@ -205,6 +205,7 @@ class Home:
         except ProcessFailed as error:
             raise KeyUnusable("gpg does not take this key", "was it cut short?") from error
         found = {status.arguments[1] for status in statuses(report) if status.keyword == "IMPORT_OK"}
+        report.unlink(missing_ok=True)
         if len(found) != 1:
             raise KeyUnusable(f"{len(found)} keys in one file", "one file holds one key")
         return found.pop()
@@ -338,6 +339,8 @@ def _end_agent(path: Path, gpg: str) -> None:
             signal.pidfd_send_signal(agent, signal.SIGKILL)
     finally:
         if agent is not None:
+            with contextlib.suppress(ChildProcessError):  # it is our child only where we are a container's first process
+                os.waitid(os.P_PIDFD, agent, os.WEXITED | os.WNOHANG)
             os.close(agent)
         _conf(gpg, path, "--remove-socketdir")  # outside the home where /run/user/UID exists
 

@@ -67,7 +67,7 @@ def assert_sealed_to(head: bytes, recipients: Sequence[PublicKey]) -> None:
 
 @dataclass(slots=True)
 class Unsealing:
-    """A gpg that opens a sealed stream, and the report it writes. Used once; a context manager that gives back its descriptor.
+    """A gpg that opens a sealed stream, and the report it writes. Used once; a context manager, within which it is judged.
 
     gpg releases plaintext before it finds that something is wrong, and ends well on some messages that nobody sealed. So
     what came out counts only after exit code 0 *and* `judge`; and the ciphertext is to be proved before it goes in.
@@ -84,10 +84,11 @@ class Unsealing:
         self.close()
 
     def close(self) -> None:
-        """Give back the session key's pipe; once the command has started, or when it never will. May be called twice."""
+        """Give back the session key's pipe and the report. May be called twice."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+        self._report.unlink(missing_ok=True)
 
     def judge(self) -> None:
         """Nothing, when gpg opened exactly one sealed message and it was whole.
@@ -95,7 +96,6 @@ class Unsealing:
         To be called after gpg ended, also after it failed: then it names the reason, if gpg told one. Raises
         SecretUnavailable: no secret key here opens it. Raises Tampered for everything else.
         """
-        self.close()
         report = statuses(self._report)
         counts = {keyword: len(_of(report, keyword)) for keyword in {status.keyword for status in report}}
         if "DECRYPTION_OKAY" not in counts and "DECRYPTION_KEY" not in counts and "SESSION_KEY" not in counts:

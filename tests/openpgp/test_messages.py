@@ -257,6 +257,19 @@ def test_a_message_of_a_weaker_cipher_is_refused(ring: Ring) -> None:
             opened(home, weaker)
 
 
+def test_opening_many_messages_leaves_no_reports_behind(reader: Home, message: bytes) -> None:
+    opened(reader, message)
+    before = set(reader.path.iterdir())
+    opened(reader, message)
+    assert set(reader.path.iterdir()) == before
+
+
+def test_sealing_starts_no_agent(home: Home, ring: Ring) -> None:
+    """What would outlive a seal that is killed is nothing."""
+    run(messages.seal(home, ring.recipients()), PLAIN, timeout_s=60)
+    assert not [path for path in home.path.iterdir() if path.is_socket()]
+
+
 def test_a_judgement_before_gpg_ran_is_no_pass(home: Home) -> None:
     with pytest.raises(Tampered):
         messages.unseal(home).judge()
