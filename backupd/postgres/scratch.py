@@ -1,7 +1,7 @@
 """A private PostgreSQL cluster that lives for the length of a drill, in memory if there is room, and then is gone.
 
 Owns its making, its process and its end. It listens on a unix socket alone, in a directory that only its own user and root may
-enter, behind a random password, and runs as an unprivileged user, as PostgreSQL asks for. What a killed backupd left is found by
+enter, behind a random password, and runs as an unprivileged user, as PostgreSQL demands. What a killed backupd left is found by
 its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the owner's death.
 """
 

@@ -48,7 +48,7 @@ class Dsn:
     database: str
     user: str
     parameters: tuple[tuple[str, str], ...]
-    password: Secret | None = field(default=None, repr=False)
+    password: Secret | None = field(default=None, repr=False, hash=False)  # a secret has no hash
 
     @classmethod
     def parse(cls, text: str, password: Secret | None = None) -> Dsn:
@@ -131,14 +131,17 @@ class Server:
 
 def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, autocommit: bool = False) -> Connection:
     """A connection that notices a vanished server. Raises SourceUnreachable, SourceDenied, or SourceError for the rest."""
-    parameters: dict[str, str] = {"sslmode": "prefer", **_KEEPALIVES, **dict(dsn.parameters)}
-    parameters |= {"client_encoding": "UTF8", "application_name": application_name, "connect_timeout": str(connect_timeout_s)}
-    if dsn.password is not None:
-        parameters["password"] = dsn.password.text()
+    ours = {"application_name": application_name, "connect_timeout": str(connect_timeout_s)}
     try:
-        return psycopg.connect(autocommit=autocommit, **parameters)  # type: ignore[arg-type]  # libpq's keywords are all text
+        return psycopg.connect(_conninfo(dsn, ours), autocommit=autocommit)
     except psycopg.Error as error:
         raise _connection_error(str(error), dsn) from None  # psycopg's traceback would show the parameters
+
+
+def _conninfo(dsn: Dsn, ours: Mapping[str, str]) -> str:
+    """With the password in it, so it is never held in a variable: tracebacks show those."""
+    known = {"sslmode": "prefer", **_KEEPALIVES, **dict(dsn.parameters), **ours, "client_encoding": "UTF8"}
+    return make_conninfo("", **known, **({} if dsn.password is None else {"password": dsn.password.text()}))
 
 
 def server(connection: Connection) -> Server:

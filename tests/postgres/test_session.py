@@ -1,0 +1,266 @@
+"""A database's address is taken apart without letting go of its password; a failed connection says why and what to do."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+
+from backupd.errors import ConfigError, SourceDenied, SourceError, SourceUnreachable
+from backupd.postgres import session
+from backupd.postgres.clients import Clients
+from backupd.postgres.session import Dsn, connect, server
+from backupd.redact import Secret
+from tests.parts.postgres import Database, PostgresServer
+
+ODD_PASSWORD = "p@ss w/ord:'\\%é"
+
+
+def test_a_uri_and_a_key_value_string_say_the_same() -> None:
+    uri = Dsn.parse("postgresql://backup_ro:s3cret@db:5433/clinic?sslmode=verify-full&sslrootcert=/ca.pem")
+    pairs = Dsn.parse("host=db port=5433 user=backup_ro dbname=clinic password=s3cret sslmode=verify-full sslrootcert=/ca.pem")
+    assert uri == pairs
+    assert uri.describe() == "clinic on db:5433 as backup_ro"
+    assert uri.password == Secret("s3cret")
+
+
+def test_the_password_is_in_nothing_that_prints() -> None:
+    dsn = Dsn.parse("postgresql://u:hunter2hunter2@h/d")
+    shown = f"{dsn!r} {dsn} {dsn.describe()} {dsn.argument()} {dsn.parameters}"
+    assert "hunter2" not in shown
+    assert dsn.environment()["PGPASSWORD"] == "hunter2hunter2"
+
+
+def test_a_password_from_a_custodian_takes_the_place_of_the_written_one() -> None:
+    dsn = Dsn.parse("postgresql://u:old-password@h/d", Secret("new-password\n"))
+    assert dsn.environment()["PGPASSWORD"] == "new-password"
+
+
+def test_without_a_host_it_is_the_usual_socket() -> None:
+    assert Dsn.parse("postgresql://u@/d").host == "/var/run/postgresql"
+
+
+def test_tls_settings_reach_the_programs_and_what_has_no_variable_goes_into_the_argument() -> None:
+    dsn = Dsn.parse("postgresql://u@h/d?sslmode=require&tcp_user_timeout=5000")
+    assert dsn.environment()["PGSSLMODE"] == "require"
+    assert "tcp_user_timeout=5000" in dsn.argument()
+    assert "dbname=d" in dsn.argument()
+
+
+def test_a_programs_environment_holds_nothing_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=evil")
+    environment = Dsn.parse("postgresql://u@h/d").environment()
+    assert "PGOPTIONS" not in environment
+    assert environment["LC_ALL"] == "C"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("postgresql://h/d", "user"),
+        ("postgresql://u@h", "database"),
+        ("postgresql://u:topsecret@h:x y/d", "neither"),
+        ("postgresql://u@h/d?nonsense=1", "neither"),
+        ("host=h user=u dbname=d sslpassword=topsecret", "sslpassword"),
+        ("service=clinic user=u dbname=d", "service"),
+        ("host=h user=u dbname=d replication=database", "replication"),
+    ],
+)
+def test_an_unusable_address_is_a_configuration_error_that_does_not_quote_it(text: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named) as caught:
+        Dsn.parse(text)
+    assert caught.value.hint
+    assert "topsecret" not in f"{caught.value} {caught.value.hint} {caught.value.__cause__}"
+
+
+def test_two_addresses_of_one_database_are_the_same_target() -> None:
+    one = Dsn.parse("postgresql://a@DB/clinic")
+    assert one.same_target(Dsn.parse("host=db user=b dbname=clinic"))
+    assert not one.same_target(one.with_database("other"))
+    assert not one.same_target(Dsn.parse("postgresql://a@db:5433/clinic"))
+
+
+def test_a_program_connects_with_an_odd_password_from_its_environment(
+    database17: Database, programs: dict[int, Clients]
+) -> None:
+    role, _ = database17.server.create_role()
+    with database17.connect() as connection:
+        connection.execute(f"ALTER ROLE {role} PASSWORD {psycopg.sql.quote(ODD_PASSWORD)}".encode())
+    dsn = Dsn.parse(database17.server.dsn(database17.name, role), Secret(ODD_PASSWORD))
+    psql = [programs[17].program("psql"), "-XAt", "--no-password", f"--dbname={dsn.argument()}", "-c", "SELECT current_user"]
+    done = subprocess.run(psql, env=dsn.environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout.strip(), done.stderr) == (role, "")
+    with connect(dsn, application_name="test") as connection:
+        assert connection.execute("SELECT current_user, current_setting('application_name')").fetchone() == (role, "test")
+
+
+@pytest.mark.parametrize("fixture", ["database15", "database17"])
+def test_a_server_says_what_it_is(fixture: str, request: pytest.FixtureRequest) -> None:
+    database: Database = request.getfixturevalue(fixture)
+    with connect(Dsn.parse(database.dsn), application_name="test") as connection:
+        found = server(connection)
+    assert found.major == database.server.major
+    assert found.version.startswith(f"{found.major}.")
+    assert found.version_num // 10000 == found.major
+    assert found.database == database.name
+    assert not found.in_recovery
+    assert found.database_size > 1_000_000
+    assert [(found.system_identifier,)] == database.execute("SELECT system_identifier::text FROM pg_control_system()")
+
+
+def test_an_ordinary_role_may_ask_a_server_what_it_is(database15: Database) -> None:
+    role, password = database15.server.create_role()
+    with connect(Dsn.parse(database15.server.dsn(database15.name, role, password)), application_name="test") as connection:
+        assert server(connection).major == 15
+
+
+def test_a_wrong_password_is_said_without_it(database17: Database) -> None:
+    role, password = database17.server.create_role()
+    dsn = Dsn.parse(database17.server.dsn(database17.name, role), Secret(password[::-1]))
+    with pytest.raises(SourceDenied, match="does not accept the password") as caught:
+        connect(dsn, application_name="test")
+    assert password[::-1] not in str(caught.getrepr(style="long", showlocals=True))
+    assert caught.value.hint
+
+
+def test_a_missing_database_is_named(postgres17: PostgresServer) -> None:
+    with pytest.raises(SourceError, match=r"nowhere on .*: the database does not exist"):
+        connect(Dsn.parse(postgres17.dsn("nowhere")), application_name="test")
+
+
+def test_a_role_without_login_is_denied(database17: Database) -> None:
+    role, password = database17.server.create_role("NOLOGIN")
+    with pytest.raises(SourceDenied, match="may not log in"):
+        connect(Dsn.parse(database17.server.dsn(database17.name, role, password)), application_name="test")
+
+
+def test_a_role_without_connect_is_denied(database17: Database) -> None:
+    role, password = database17.server.create_role()
+    database17.execute(f"REVOKE CONNECT ON DATABASE {database17.name} FROM PUBLIC")
+    with pytest.raises(SourceDenied, match="may not connect"):
+        connect(Dsn.parse(database17.server.dsn(database17.name, role, password)), application_name="test")
+
+
+def test_no_connection_left_is_said(database17: Database) -> None:
+    role, password = database17.server.create_role("LOGIN CONNECTION LIMIT 0")
+    with pytest.raises(SourceUnreachable, match="no connection left"):
+        connect(Dsn.parse(database17.server.dsn(database17.name, role, password)), application_name="test")
+
+
+def test_a_server_without_tls_is_refused_when_the_address_asks_for_it(database17: Database) -> None:
+    with pytest.raises(SourceUnreachable, match="the server has no TLS"):
+        connect(Dsn.parse(database17.dsn + "?sslmode=require"), application_name="test")
+
+
+def test_no_server_at_the_address_is_said() -> None:
+    with socket.socket() as bound:  # bound and not listening: nobody else can take the port, and nobody answers
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(SourceUnreachable, match="no server at this address"):
+            connect(Dsn.parse(f"postgresql://u@127.0.0.1:{bound.getsockname()[1]}/d"), application_name="test")
+    with pytest.raises(SourceUnreachable, match="no server at this address"):
+        connect(Dsn.parse("host=/nonexistent user=u dbname=d"), application_name="test")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "match"),
+    [
+        ("the database system is starting up", SourceUnreachable, "starting or stopping"),
+        ("the database system is not yet accepting connections", SourceUnreachable, "starting or stopping"),
+        ("sorry, too many clients already", SourceUnreachable, "no connection left"),
+        ('role "u" does not exist', SourceDenied, "role does not exist"),
+        ('no pg_hba.conf entry for host "::1", user "u", database "d", no encryption', SourceDenied, "wants TLS"),
+        ('no pg_hba.conf entry for host "::1", user "u", database "d", SSL encryption', SourceDenied, "not let this client in"),
+        ("die Datenbank startet gerade", SourceUnreachable, "die Datenbank startet gerade"),
+    ],
+)
+def test_what_a_server_says_instead_of_a_welcome_is_understood(said: str, kind: type[SourceError], match: str) -> None:
+    fields = b"SFATAL\0VFATAL\0C57P03\0M" + said.encode() + b"\0\0"
+    with _answering(b"E" + struct.pack("!I", len(fields) + 4) + fields) as port, pytest.raises(kind, match=match) as caught:
+        connect(Dsn.parse(f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable"), application_name="test")
+    assert "\n" not in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_connection_pooler_is_noticed(database17: Database) -> None:
+    """A pooler gives its clients a process id of its own; so does this one, which passes everything else on."""
+    with _pooler(database17.server.port) as port:
+        address = database17.dsn.replace(f":{database17.server.port}/", f":{port}/") + "?sslmode=disable&gssencmode=disable"
+        connection = connect(Dsn.parse(address), application_name="test")
+        with connection, pytest.raises(SourceError, match="connection pooler"):
+            server(connection)
+
+
+def test_an_error_of_the_server_leaves_rows_and_statements_behind(database17: Database) -> None:
+    database17.execute("CREATE TABLE t (id int PRIMARY KEY, s text UNIQUE); INSERT INTO t VALUES (1, 'JBSWY3DPEHPK3PXP')")
+    with connect(Dsn.parse(database17.dsn), application_name="test") as connection:
+        with pytest.raises(SourceError, match="could not try it: duplicate key") as caught, session.translated("try it"):
+            connection.execute("INSERT INTO t VALUES (2, 'JBSWY3DPEHPK3PXP')")
+        assert "JBSWY3DP" not in f"{caught.value!r} {caught.value.hint} {caught.value.__cause__!r}"
+
+
+def test_a_lost_connection_and_a_missing_right_have_errors_of_their_own(database17: Database) -> None:
+    role, password = database17.server.create_role()
+    database17.execute("CREATE TABLE t ()")
+    with connect(Dsn.parse(database17.server.dsn(database17.name, role, password)), application_name="test") as connection:
+        with pytest.raises(SourceDenied, match="permission denied for table t"), session.translated("read", "GRANT it"):
+            connection.execute("SELECT FROM t")
+        connection.rollback()
+        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+        database17.execute(f"SELECT pg_terminate_backend({pid}, 30000)")
+        with pytest.raises(SourceUnreachable, match="could not read"), session.translated("read"):
+            connection.execute("SELECT 1")
+
+
+@contextmanager
+def _answering(message: bytes) -> Iterator[int]:
+    """A listener that answers one start-up packet with `message`."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(message)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(30)
+
+
+@contextmanager
+def _pooler(port: int) -> Iterator[int]:
+    """One connection passed on to the server at `port`, its BackendKeyData message changed on the way."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pass_on() -> None:
+            client, _ = listener.accept()
+            with client, socket.create_connection(("127.0.0.1", port)) as upstream:
+                back = threading.Thread(target=_copy, args=(client, upstream))
+                back.start()
+                with upstream.makefile("rb") as messages:
+                    while header := messages.read(5):  # a type and a length that counts itself
+                        body = messages.read(struct.unpack("!I", header[1:])[0] - 4)
+                        client.sendall(header + (struct.pack("!I", 77) + body[4:] if header[:1] == b"K" else body))
+                back.join(30)
+
+        thread = threading.Thread(target=pass_on)
+        thread.start()
+        yield listener.getsockname()[1]
+        thread.join(30)
+
+
+def _copy(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while chunk := source.recv(65536):
+            sink.sendall(chunk)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        return
