@@ -9,5 +9,6 @@ PLUGINS = (
     "tests.parts.s3",
     "tests.parts.azure",
     "tests.parts.proxy",
+    "tests.parts.containers",
     "tests.leak_watch",
 )

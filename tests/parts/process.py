@@ -59,7 +59,7 @@ def short_directory(prefix: str, user: str | None = None) -> Iterator[Path]:
 def clean_environment(directory: Path, **extra: str) -> dict[str, str]:
     """An environment in which nothing of the user's (PG*, AWS*, TZ, HOME) can change how a server behaves."""
     path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin")
-    return {"PATH": path, "HOME": str(directory), "LC_ALL": "C.UTF-8", "TZ": "UTC"} | extra
+    return {"PATH": path, "HOME": str(directory), "TMPDIR": str(directory), "LC_ALL": "C.UTF-8", "TZ": "UTC"} | extra
 
 
 class ServerProcess:

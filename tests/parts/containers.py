@@ -1,0 +1,230 @@
+"""Containers for tests where no Docker is: podman with storage of its own, and images that are built here, never pulled.
+
+The base image comes from `debootstrap` and this machine's own Debian mirror; it is kept in `.parts`, so that a checkout makes
+it once. Podman here has its own storage, so it neither sees nor touches what else the machine runs. It needs root.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.parts.apt_mirror import debian_mirror
+from tests.parts.ports import claim_port, release_port
+from tests.parts.process import PartFailedError, ServerProcess, clean_environment, short_directory
+
+SUITE = "bookworm"
+DEBIAN_IMAGE = f"local/debian:{SUITE}"
+POSTGRES_IMAGE = "local/postgres:15"
+# Making the images takes a minute on an idle machine. A test that uses them needs a pytest timeout of its own above this.
+BUILD_DEADLINE_S = 600
+READY_DEADLINE_S = 90.0
+
+_HERE = Path(__file__).resolve().parent
+_CACHE = _HERE.parents[1] / ".parts"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEngine:
+    """A podman whose API, which is Docker's, is on the unix socket `socket`. `environment` is what its programs need."""
+
+    socket: Path
+    environment: Mapping[str, str] = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """For DOCKER_HOST."""
+        return f"unix://{self.socket}"
+
+    def podman(self, *arguments: str) -> str:
+        """Run one podman command and return its standard output."""
+        return _run("podman", *arguments, environment=self.environment)
+
+    def build(self, context: Path, tag: str, **build_arguments: str) -> str:
+        """Build `context`'s Dockerfile, without a container runtime, and return `tag`."""
+        options = [option for name, value in build_arguments.items() for option in ("--build-arg", f"{name}={value}")]
+        _run("buildah", "bud", "--isolation", "chroot", "--tag", tag, *options, str(context), environment=self.environment)
+        return tag
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresContainer:
+    """A PostgreSQL 15 that answers on 127.0.0.1."""
+
+    port: int
+    password: str = field(repr=False)
+    container_id: str
+
+    @property
+    def dsn(self) -> str:
+        return f"postgresql://postgres:{self.password}@127.0.0.1:{self.port}/postgres"
+
+
+@pytest.fixture(scope="session")
+def container_engine() -> Iterator[ContainerEngine]:
+    """Podman's API, with storage of its own."""
+    if os.geteuid() != 0:
+        raise PartFailedError("the container tests need root: debootstrap and podman's storage do")
+    with short_directory("bd-ct-") as directory:
+        engine = ContainerEngine(directory / "podman.sock", _environment(directory))
+        process = ServerProcess(
+            ["podman", "system", "service", "--time=0", engine.url],
+            directory=directory,
+            log=directory / "log",
+            environment=engine.environment,
+        )
+        process.start(lambda: _answers(engine.url))
+        try:
+            yield engine
+        finally:
+            engine.podman("rm", "--all", "--force", "--time", "5")
+            process.stop()
+            # The overlay driver binds its directory to itself; removing the directory needs that undone.
+            subprocess.run(["umount", "--quiet", str(directory / "storage" / "overlay")], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def debian_image(container_engine: ContainerEngine) -> str:
+    """The name of a minimal Debian image. The test that first asks for it needs a timeout above BUILD_DEADLINE_S."""
+    container_engine.podman("import", str(_debian_rootfs()), DEBIAN_IMAGE)
+    return DEBIAN_IMAGE
+
+
+@pytest.fixture(scope="session")
+def postgres_image(container_engine: ContainerEngine, debian_image: str) -> str:
+    """The name of an image with Debian's PostgreSQL."""
+    return container_engine.build(_HERE / "postgres_image", POSTGRES_IMAGE, BASE=debian_image)
+
+
+@pytest.fixture
+def postgres_container(container_engine: ContainerEngine, postgres_image: str) -> Iterator[PostgresContainer]:
+    """PostgreSQL in a container that testcontainers starts, ready for queries."""
+    password = secrets.token_hex(16)
+    port = claim_port()
+    with _testcontainers_settings(container_engine):
+        from testcontainers.core.container import DockerContainer
+
+        # The host's network, so that no bridge, firewall rule or address range of this machine plays a part.
+        container = DockerContainer(postgres_image, network_mode="host")
+        container.with_env("POSTGRES_PASSWORD", password).with_env("POSTGRES_PORT", str(port))
+        with container:
+            started = PostgresContainer(port, password, container.get_wrapped_container().id)
+            _wait_for_sql(container_engine, started)
+            yield started
+    release_port(port)
+
+
+def _wait_for_sql(engine: ContainerEngine, container: PostgresContainer) -> None:
+    import psycopg
+
+    deadline = time.monotonic() + READY_DEADLINE_S
+    while True:
+        try:
+            with psycopg.connect(container.dsn, connect_timeout=10) as connection:
+                connection.execute("SELECT 1")
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                log = engine.podman("logs", "--tail", "25", container.container_id)
+                raise PartFailedError(f"PostgreSQL in a container was not ready ({error}); its log ends:\n{log}") from error
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
+def _testcontainers_settings(engine: ContainerEngine) -> Iterator[None]:
+    """It reads the environment when it is imported and when it connects. Its helper container, which it would pull, is off."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", engine.url)
+        patch.setenv("TC_HOST", "127.0.0.1")
+        patch.setenv("TESTCONTAINERS_RYUK_DISABLED", "true")
+        patch.setenv("TESTCONTAINERS_CONNECTION_MODE", "docker_host")
+        yield
+
+
+def _answers(url: str) -> bool:
+    import docker  # type: ignore[import-untyped]  # published without type information
+
+    client = docker.DockerClient(base_url=url, timeout=30)
+    try:
+        return bool(client.ping())
+    finally:
+        client.close()
+
+
+def _debian_rootfs() -> Path:
+    """The base image's file system as a tar, made when `.parts` does not have it; other processes wait meanwhile."""
+    _CACHE.mkdir(exist_ok=True)
+    tar = _CACHE / "debian-rootfs.tar"
+    with (_CACHE / "debian-rootfs.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not tar.exists():
+            with short_directory("bd-rootfs-") as directory:
+                _bootstrap(directory / "root", directory / "root.tar", clean_environment(directory, **_proxies()))
+                # Renamed only when complete, and within one file system: a half-made cache would fail every later run.
+                unfinished = shutil.move(directory / "root.tar", tar.with_suffix(".unfinished"))
+                Path(unfinished).rename(tar)
+    return tar
+
+
+def _bootstrap(root: Path, tar: Path, environment: Mapping[str, str]) -> None:
+    _run("debootstrap", "--variant=minbase", SUITE, str(root), debian_mirror(SUITE), environment=environment)
+    _run("tar", "--numeric-owner", "-C", str(root), "-cf", str(tar), ".", environment=environment)
+
+
+def _environment(directory: Path) -> dict[str, str]:
+    """Write podman's configuration; return the variables that point to it."""
+    containers, storage = directory / "containers.conf", directory / "storage.conf"
+    containers.write_text(
+        "[containers]\n"
+        'default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]\n'
+        "[engine]\n"
+        'runtime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+        f'tmp_dir = "{directory}/libpod"\nvolume_path = "{directory}/volumes"\n'
+        "[network]\n"
+        f'network_config_dir = "{directory}/networks"\n'
+    )
+    environment = clean_environment(directory, **_proxies())
+    environment |= {"CONTAINERS_CONF": str(containers), "CONTAINERS_STORAGE_CONF": str(storage)}
+    for driver in ("overlay", "vfs"):  # overlay needs a file system below it that is not itself one
+        storage.write_text(f'[storage]\ndriver = "{driver}"\ngraphroot = "{directory}/storage"\nrunroot = "{directory}/run"\n')
+        try:
+            _run("podman", "info", environment=environment)
+        except PartFailedError:
+            if driver == "vfs":
+                raise
+            shutil.rmtree(directory / "storage", ignore_errors=True)
+            shutil.rmtree(directory / "libpod", ignore_errors=True)
+        else:
+            break
+    return environment
+
+
+def _proxies() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.lower() in {"http_proxy", "https_proxy", "no_proxy"}}
+
+
+def _run(*argv: str, environment: Mapping[str, str]) -> str:
+    done = subprocess.run(
+        argv,
+        cwd="/",
+        env=dict(environment),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=BUILD_DEADLINE_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
+        raise PartFailedError(f"{argv[0]} {argv[1]} ended with code {done.returncode}; its output ends:\n{tail}")
+    return done.stdout
