@@ -62,6 +62,7 @@ class Protected:
     deadline_s: float | None = None
     client_directories: tuple[Path, ...] = ()
     with_globals: bool = True
+    concurrency: int = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +193,9 @@ class _Making:
     def _send(self, kind: Kind, pipeline: Pipeline, expected: int) -> None:
         name = ARTIFACTS[kind]
         where = name_of(self.source.name, self.backup_id, name)
-        sent = transfer.send(pipeline, self.catalog.store, where, expected=expected, progress=self.progress)
+        sent = transfer.send(
+            pipeline, self.catalog.store, where, expected=expected, concurrency=self.source.concurrency, progress=self.progress
+        )
         self.sent[kind] = sent
         pipeline.finish()
         if not sent.size:

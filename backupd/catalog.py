@@ -122,6 +122,14 @@ def name_of(source: str, backup_id: str, artifact: str) -> str:
     return f"{source}/{backup_id}/{artifact}"
 
 
+def by_source(entries: Collection[Entry]) -> dict[str, list[Entry]]:
+    """The entries of each source, in the order given."""
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.source, []).append(entry)
+    return found
+
+
 def predecessor(entry: Entry | None) -> Predecessor | None:
     """What the next backup's manifest says of this one."""
     return None if entry is None or entry.manifest is None else Predecessor(entry.backup_id, entry.digest)

@@ -1,0 +1,151 @@
+"""The command line: one file per command. Only here: click, rich and exit codes.
+
+Commands are imported when they are run, so that `backupd --help` starts at once. Every error of backupd's becomes one line of
+what, one of `hint:`, and its exit code; a traceback is shown with `--debug` only, and scrubbed.
+
+    0 done, PASS    1 failed, FAIL    2 usage or configuration    3 could not verify    4 refused by policy    130 interrupted
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NoReturn
+
+import click
+
+from backupd import __version__
+from backupd.errors import BackupdError, Explained, Interrupted
+
+# The name, its module, and its line in `backupd --help`: that must not import them all.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("demo", "Show all of it on a scratch database, in a minute."),
+    "check": ("check", "Look whether everything a backup needs is in order."),
+    "backup": ("backup", "Back up one, some or all sources."),
+    "list": ("list", "List the backups in the store."),
+    "verify": ("verify", "Prove that stored backups are what was written."),
+    "restore": ("restore", "Restore a backup into an empty database."),
+    "restore-test": ("restore_test", "Restore a backup into a scratch database and prove it."),
+    "audit": ("audit", "Look into the trail of everything done."),
+    "keys": ("keys", "Make and look at OpenPGP keys."),
+}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class Commands(click.Group):
+    """The table above as a click group."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"backupd.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"no command is called {args[0]!r}" + (f"; did you mean {near[0]}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=Commands,
+    context_settings=CONTEXT,
+    epilog="Exit codes: 0 done or PASS, 1 failed or FAIL, 2 usage or configuration, 3 could not verify, 4 refused,"
+    " 130 interrupted.",
+)
+@click.version_option(__version__, "--version", prog_name="backupd")
+def app() -> None:
+    """Encrypted, recorded and proved backups of PostgreSQL databases that hold second factors.
+
+    \b
+    backupd demo                              all of it, on a scratch database
+    backupd check -c /etc/backupd.toml        is everything in order?
+    backupd backup -c /etc/backupd.toml       back up every source
+    backupd restore-test                      restore the newest backup and prove it
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run a command and end the process with its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str]) -> int:
+    try:
+        result = app.main(arguments, prog_name="backupd", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        return _usage(error, arguments)
+    except (click.Abort, KeyboardInterrupt):
+        return show(Interrupted("interrupted"), arguments)
+    except (BackupdError, Interrupted) as error:
+        if "--debug" in arguments:
+            _traceback()
+        return show(error, arguments)
+    except BrokenPipeError:
+        sys.stdout = None  # whoever read our output has gone; the interpreter would complain of it once more at its end
+        return 1
+    except Exception as error:
+        if "--debug" in arguments:
+            _traceback()
+        return show(_unexpected(error), arguments)
+    return result if isinstance(result, int) else 0
+
+
+def show(error: Explained, arguments: Sequence[str]) -> int:
+    """Print an error, two lines for people or an object for machines, to stderr; its exit code."""
+    from backupd.redact import printable, scrub
+
+    message, hint = printable(scrub(error.message)), None if error.hint is None else printable(scrub(error.hint))
+    if "--json" in arguments:
+        print(json.dumps({"error": message, "hint": hint, "exit_code": error.exit_code}), file=sys.stderr)
+        return error.exit_code
+    click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
+    for problem in getattr(error, "problems", ()):
+        click.echo("  " + printable(scrub(str(problem))), err=True)
+    if hint:
+        click.echo(click.style("hint: ", fg="yellow") + hint, err=True)
+    return error.exit_code
+
+
+def _usage(error: click.ClickException, arguments: list[str]) -> int:
+    from backupd.errors import ConfigError
+
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "backupd"
+    return show(ConfigError(error.format_message(), f"`{path} -h` shows what it takes"), arguments)
+
+
+def _unexpected(error: Exception) -> BackupdError:
+    return BackupdError(f"unexpected {type(error).__name__}: {error}", "run it again with --debug, and report what it shows")
+
+
+def _traceback() -> None:
+    import traceback
+
+    from backupd.redact import scrub
+
+    print(scrub(traceback.format_exc()), file=sys.stderr)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}", "nothing half-done was left; run it again")

@@ -1,0 +1,70 @@
+"""`backupd restore`: a backup into an empty database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from backupd.cli.session import Session, duration, options
+
+if TYPE_CHECKING:
+    from backupd.postgres.roles import RolesReport
+
+
+@click.command("restore", short_help="Restore a backup into an empty database.")
+@click.argument("source")
+@click.option("--to", "target", required=True, help="The empty database, as postgresql://role@host/name, without a password.")
+@click.option("--backup", "backup_id", help="The backup's id. Default: the newest.")
+@click.option("--secret-key", type=click.Path(path_type=Path), help="A recipient's secret key. Default: the drill's custodian.")
+@click.option(
+    "--password-file", type=click.Path(path_type=Path), help="Holds the password of the target's role. Or PGPASSWORD."
+)
+@options
+def command(
+    session: Session,
+    source: str,
+    target: str,
+    backup_id: str | None,
+    secret_key: Path | None,
+    password_file: Path | None,
+) -> int:
+    """Restore a backup of SOURCE into an empty database, and compare what came back with what was backed up.
+
+    Every part is proved before a byte of it is used. Roles that the target's cluster lacks are made; those it has are kept.
+
+    \b
+    createdb -T template0 clinic_restored
+    backupd restore clinic --to postgresql://postgres@db/clinic_restored --secret-key operations.sec.asc
+    """
+    import time
+
+    started = time.monotonic()
+    with session.service() as service:
+        dsn = service.target(target, password_file)
+        entry = service.entry(source, backup_id)
+        with service.opening(service.opening_key(secret_key)) as opening, session.progress(entry.backup_id) as progress:
+            made = service.restore(entry, opening, dsn, progress)
+    took = time.monotonic() - started
+    result = {
+        "backup_id": entry.backup_id,
+        "source": source,
+        "target": dsn.describe(),
+        "roles": None if made is None else {"created": made.created, "kept": made.kept, "skipped": made.skipped},
+        "seconds": round(took, 1),
+    }
+    session.result(result, lambda: _tell(entry.backup_id, dsn.describe(), made, took))
+    return 0
+
+
+def _tell(backup_id: str, target: str, made: RolesReport | None, took: float) -> None:
+    click.echo(f"restored {backup_id} into {target} in {duration(took)}: all that was expected is there")
+    if made is None:
+        click.echo("the backup holds no roles")
+        return
+    for what, names in (("created", made.created), ("kept as they were", made.kept)):
+        if names:
+            click.echo(f"roles {what}: {', '.join(names)}")
+    for line in made.skipped:
+        click.echo(f"not restored: {line}", err=True)

@@ -1,0 +1,94 @@
+"""`backupd verify`: stored backups against their signed manifests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from backupd.cli import show
+from backupd.cli.session import Row, Session, options, size, table
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify
+
+if TYPE_CHECKING:
+    from backupd.opening import Opening
+    from backupd.service import Service
+    from backupd.verify import Proof
+
+
+@click.command("verify", short_help="Prove that stored backups are what was written.")
+@click.argument("source", required=False)
+@click.option("--backup", "backup_id", help="The backup's id. Default: the newest.")
+@click.option("--all", "everything", is_flag=True, help="Every backup, of SOURCE or of all sources.")
+@click.option("--deep", is_flag=True, help="Also open it and read the archive to its end; needs a secret key.")
+@click.option("--secret-key", type=click.Path(path_type=Path), help="The secret key for --deep. Default: the drill's.")
+@options
+def command(
+    session: Session, source: str | None, backup_id: str | None, everything: bool, deep: bool, secret_key: Path | None
+) -> int:
+    """Fetch every part of a backup and hold it against the signed manifest.
+
+    \b
+    backupd verify clinic                                   the newest backup of clinic
+    backupd verify --all                                    everything there is
+    backupd verify clinic --deep --secret-key ops.sec.asc   also decrypt it and read it to its end
+    """
+    if everything and backup_id is not None:
+        raise ConfigError("--all and --backup exclude each other", "leave one of them out")
+    proofs: list[tuple[str, Proof]] = []
+    code = 0
+    with session.service() as service, key(service, deep, secret_key) as opening:
+        if everything:
+            entries = service.catalog.list(source)
+            if not entries:
+                raise CouldNotVerify("there is no backup to verify", "run `backupd backup`")
+        else:
+            entries = [service.entry(name, backup_id) for name in service.names((source,) if source else ())]
+        for entry in entries:
+            try:
+                with session.progress(entry.backup_id) as progress:
+                    proofs.append((entry.source, service.verify(entry, opening, progress)))
+            except BackupdError as error:
+                code = code or show(error, sys.argv)
+    session.result([_to_json(name, proof) for name, proof in proofs], lambda: _table(proofs))
+    return code
+
+
+@contextmanager
+def key(service: Service, wanted: bool, secret_key: Path | None) -> Iterator[Opening | None]:
+    """What opens backups, from a file or the drill's custodian, for the length of the block; None when it is not wanted."""
+    if not wanted:
+        yield None
+        return
+    with service.opening(service.opening_key(secret_key)) as opening:
+        yield opening
+
+
+def _to_json(source: str, proof: Proof) -> dict[str, object]:
+    return {
+        "backup_id": proof.backup_id,
+        "source": source,
+        "state": "verified",
+        "parts": proof.parts,
+        "bytes": proof.bytes_read,
+        "deep": proof.deep,
+    }
+
+
+def _table(proofs: list[tuple[str, Proof]]) -> None:
+    rows: list[Row] = [
+        (
+            source,
+            each.backup_id,
+            size(each.bytes_read),
+            str(each.parts),
+            ("opened and read" if each.deep else "every part", "green"),
+        )
+        for source, each in proofs
+    ]
+    if rows:
+        table(("source", "backup", "read", "parts", "proved"), rows)

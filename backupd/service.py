@@ -1,0 +1,281 @@
+"""The composition root: a configuration becomes wired parts, and each command's work is one method.
+
+The only place that knows both the configuration and the operations. It reads keys and secrets when they are first needed, and
+forgets them when it is closed. What fails before an operation has begun is recorded here, for the operation cannot.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from backupd.audit import open_trail_store
+from backupd.audit.records import Actor, Operation, Via
+from backupd.audit.trail import Trail
+from backupd.catalog import Catalog, Entry
+from backupd.custody import Custodian, SecretRef, open_custodian
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify
+from backupd.manifest import Level, Manifest
+from backupd.opening import Opening
+from backupd.openpgp import Home, cleartext, keys
+from backupd.openpgp.keys import PublicKey
+from backupd.postgres.session import Dsn
+from backupd.redact import Secret, printable
+from backupd.stores import Store, open_store
+from backupd.stores.access import AzureLogin, Lock, S3Keys
+from backupd.transfer import Progress
+
+if TYPE_CHECKING:  # an operation's own room is imported by the method that runs it, so that `list` does not pay for `backup`
+    from backupd.backup import Protected, Sealing
+    from backupd.config.models import Config
+    from backupd.config.models import SecretRef as ConfiguredSecret
+    from backupd.config.models import Source as ConfiguredSource
+    from backupd.postgres.roles import RolesReport
+    from backupd.verify import Proof
+
+KEY_BYTES = 1 << 20
+
+
+def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, reason: str | None = None) -> Actor:
+    """Who runs this: the account and host, and behind `sudo` the account that called it unless `operator` says more."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # an account without a name, as in some containers
+        user = f"uid {os.geteuid()}"
+    return Actor(user, socket.gethostname(), via, operator or environ.get("SUDO_USER"), reason)
+
+
+class Service:
+    """Everything that one configuration wires together; a context manager that takes the keys out of memory when it ends."""
+
+    def __init__(self, config: Config, actor: Actor, environ: Mapping[str, str]) -> None:
+        self.config = config
+        self._actor = actor
+        self._environ = environ
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._held.close()
+
+    # ------------------------------------------------------------------------------------------------------------ parts
+
+    def custodian(self, ref: ConfiguredSecret) -> Custodian:
+        """The custodian of a secret; nothing is fetched."""
+        return open_custodian(SecretRef(ref.kind, ref.name, ref.field), self._environ)
+
+    def secret(self, ref: ConfiguredSecret) -> Secret:
+        """A secret's bytes. Raises SecretUnavailable."""
+        return self.custodian(ref).fetch()
+
+    @cached_property
+    def store(self) -> Store:
+        """Where backups are; nothing is asked of it yet."""
+        at = self.config.store
+        return open_store(
+            at.url,
+            endpoint_url=at.endpoint_url,
+            region=at.region,
+            profile=at.profile,
+            keys=S3Keys(at.access_key_id, self.secret(at.secret_access_key))
+            if at.access_key_id and at.secret_access_key
+            else None,
+            login=AzureLogin(connection_string=self.secret(at.connection_string)) if at.connection_string else None,
+            checksum=at.checksum,
+            lock=Lock(at.lock.mode, at.lock.days) if at.lock else None,
+        )
+
+    @cached_property
+    def trail(self) -> Trail:
+        """The audit trail."""
+        at = self.config.audit
+        connect = None
+        if not at.is_sqlite:
+            from backupd.postgres import session
+
+            dsn = Dsn.parse(at.url, self.secret(at.password) if at.password else None)
+            connect = partial(session.connect, dsn, application_name="backupd audit")
+        return Trail(open_trail_store(at.url, connect), self._actor)
+
+    @cached_property
+    def home(self) -> Home:
+        """The home that signs and verifies: the signing key and the signers' public keys are in it, and nothing that opens."""
+        return self._held.enter_context(Home())
+
+    @cached_property
+    def signer(self) -> str:
+        """The signing key's fingerprint, after its secret key was imported. Raises ConfigError on a host that has none."""
+        ref = self.config.encryption.signing_key
+        if ref is None:
+            raise ConfigError(
+                "this host has no signing key", "set [encryption] signing_key, or run this where backups are made"
+            )
+        return self.home.import_secret(self.secret(ref))
+
+    @cached_property
+    def pinned(self) -> frozenset[str]:
+        """The fingerprints whose signatures count."""
+        named = [self._public(path) for path in self.config.encryption.signers]
+        for key in named:
+            self.home.import_public(key.data)
+        return frozenset(key.fingerprint for key in named) or frozenset({self.signer})
+
+    @cached_property
+    def recipients(self) -> tuple[PublicKey, ...]:
+        """The public keys that backups are sealed to."""
+        found = tuple(self._public(path) for path in self.config.encryption.recipients)
+        if len({key.fingerprint for key in found}) != len(found):
+            raise ConfigError("two of the recipients are the same key", "name the keys of operations and of an offline escrow")
+        return found
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """The backups in the store."""
+        pinned = self.pinned
+        return Catalog(self.store, lambda signed: cleartext.verify(self.home, signed, pinned))
+
+    def _public(self, path: Path) -> PublicKey:
+        try:
+            data = path.read_bytes() if path.stat().st_size <= KEY_BYTES else b""
+        except OSError as error:
+            raise ConfigError(
+                f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
+            ) from error
+        return keys.inspect(data, printable(str(path)))
+
+    # ---------------------------------------------------------------------------------------------------------- sources
+
+    def source(self, name: str) -> ConfiguredSource:
+        """A configured source. Raises ConfigError that names those there are."""
+        found = self.config.sources.get(name)
+        if found is None:
+            there = ", ".join(self.config.sources) or "there is none"
+            raise ConfigError(f"no source is called {printable(name)!r}", f"configured are: {there}")
+        return found
+
+    def names(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """The sources that were named, or all. Raises ConfigError for one that is not configured, and when there is none."""
+        for name in wanted:
+            self.source(name)
+        found = wanted or tuple(self.config.sources)
+        if not found:
+            raise ConfigError("no source is configured", "add a table [sources.NAME] with a dsn")
+        return found
+
+    def dsn(self, source: ConfiguredSource) -> Dsn:
+        """A source's address with its password."""
+        return Dsn.parse(source.dsn, self.secret(source.password) if source.password else None)
+
+    def protected(self, name: str) -> Protected:
+        """A source as a backup needs it."""
+        from backupd.backup import Protected, SecondFactors
+
+        source = self.source(name)
+        return Protected(
+            name=name,
+            dsn=self.dsn(source),
+            level=Level(source.expectations),
+            second_factors=tuple(SecondFactors(each.table, each.column, each.cipher) for each in source.totp),
+            compression=source.compression,
+            lock_timeout_s=source.lock_timeout_s,
+            deadline_s=source.deadline_minutes * 60.0,
+            client_directories=self.client_directories(name),
+            with_globals=source.globals,
+            concurrency=self.config.limits.upload_concurrency,
+        )
+
+    def client_directories(self, name: str) -> tuple[Path, ...]:
+        """Where a source's pg_dump and pg_restore are looked for first."""
+        source = self.config.sources.get(name)
+        return (source.clients,) if source is not None and source.clients is not None else ()
+
+    def sealing(self) -> Sealing:
+        """Whom backups are sealed to, and who signs them."""
+        from backupd.backup import Sealing
+
+        return Sealing(self.home, self.recipients, self.signer)
+
+    # ------------------------------------------------------------------------------------------------------- operations
+
+    def back_up(self, name: str, progress: Progress = lambda _: None) -> Manifest:
+        """One backup of one source."""
+        from backupd.backup import back_up
+
+        with self._before(Operation.BACKUP, name):
+            source, sealing, catalog = self.protected(name), self.sealing(), self.catalog
+        return back_up(source, catalog, sealing, self.trail, progress)
+
+    def entry(self, name: str, backup_id: str | None = None) -> Entry:
+        """One backup of a source, the newest when no id is given. Raises CouldNotVerify when there is none at all."""
+        if backup_id is not None:
+            return self.catalog.get(name, backup_id)
+        newest = self.catalog.newest(name)
+        if newest is None:
+            raise CouldNotVerify(f"there is no backup of {printable(name)} in {self.store.url}", "run `backupd backup`")
+        return newest
+
+    def verify(self, entry: Entry, key: Opening | None = None, progress: Progress = lambda _: None) -> Proof:
+        """Prove one backup's manifest and parts, and with a key that it opens and reads to its end."""
+        from backupd.verify import verify
+
+        with self._before(Operation.VERIFY, entry.source, entry.backup_id):
+            manifest = entry.proved()
+        directories = self.client_directories(entry.source)
+        return verify(manifest, self.store, self.trail, deep=key, client_directories=directories, progress=progress)
+
+    def restore(self, entry: Entry, key: Opening, target: Dsn, progress: Progress = lambda _: None) -> RolesReport | None:
+        """Restore one backup into an empty database."""
+        from backupd.restore import Target, restore
+
+        with self._before(Operation.RESTORE, entry.source, entry.backup_id):
+            manifest = entry.proved()
+        to = Target(target, self.client_directories(entry.source))
+        return restore(manifest, self.store, key, to, self.trail, progress)
+
+    def opening_key(self, path: Path | None) -> Secret:
+        """A secret key that opens backups: from a file, or from the drill's custodian. Raises ConfigError without either."""
+        if path is not None:
+            return open_custodian(SecretRef("file", str(path.absolute())), self._environ).fetch()
+        if self.config.drill.secret_key is None:
+            raise ConfigError("no secret key was named", "give --secret-key FILE, or set [drill] secret_key")
+        return self.secret(self.config.drill.secret_key)
+
+    def target(self, address: str, password_file: Path | None) -> Dsn:
+        """Where to restore: the password comes from a file or PGPASSWORD, never from the command line."""
+        password = None
+        if password_file is not None:
+            password = open_custodian(SecretRef("file", str(password_file.absolute())), self._environ).fetch()
+        elif self._environ.get("PGPASSWORD"):
+            password = Secret(self._environ["PGPASSWORD"], "PGPASSWORD")
+        dsn = Dsn.parse(address)
+        if dsn.password is not None:
+            raise ConfigError(
+                "the target's address holds a password, which every user of this host can see",
+                "change it, and give --password-file FILE or PGPASSWORD",
+            )
+        return Dsn.parse(address, password)
+
+    @contextmanager
+    def opening(self, secret: Secret) -> Iterator[Opening]:
+        """A home of its own for a secret key that opens backups, gone when the block ends."""
+        with Home() as home:
+            home.import_secret(secret)
+            yield Opening(home)
+
+    @contextmanager
+    def _before(self, operation: Operation, source: str, backup_id: str | None = None) -> Iterator[None]:
+        """Record what keeps an operation from beginning: a key that is none, a secret that is not there, a forged manifest."""
+        try:
+            yield
+        except BackupdError as error:
+            self.trail.event(operation, source, backup_id=backup_id, error=error)
+            raise
