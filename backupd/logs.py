@@ -79,7 +79,7 @@ class _Lazy:
 
 
 def _hand_over(logger: Any, method: str, fields: _Fields) -> Any:
-    """To our handler as fields; to an application's own handlers as text. Asked at each line: `bind` may precede `configure`."""
+    """To our handler as fields, to an application's own as text; asked at each line, since `bind` may precede `configure`."""
     import structlog
 
     if any(isinstance(handler, _Handler) for handler in logging.getLogger().handlers):

@@ -50,6 +50,14 @@ def _row_id(value: object) -> str:
     raise Hinted("expected a row's id: a number, or text in quotes")
 
 
+def _source_name(value: str) -> str:
+    if not SOURCE_NAME.fullmatch(value):
+        hint = "use up to 63 lower-case letters, digits, - _ and . and begin with a letter or digit"
+        raise Hinted("cannot be the name of a source", hint)
+    return value
+
+
+SourceName = Annotated[str, AfterValidator(_source_name)]
 Text = Annotated[str, Field(min_length=1)]
 File = Annotated[Path, PlainValidator(_path)]
 Cron = Annotated[str, AfterValidator(check_cron)]
@@ -163,10 +171,10 @@ class Store(Table):
         }
         for key, scheme in needs.items():
             if getattr(self, key) is not None and self.scheme != scheme:
-                raise Hinted(f"{key} means nothing to a store at {self.scheme}://", f"remove {key}")
+                raise Hinted(f"means nothing to a store at {self.scheme}://", f"remove {key}", key=key)
         for key in ("endpoint_url", "lock"):
             if getattr(self, key) is not None and self.scheme == "file":
-                raise Hinted(f"{key} means nothing to a store at file://", f"remove {key}, or use another store")
+                raise Hinted("means nothing to a store at file://", f"remove {key}, or use another store", key=key)
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise Hinted("access_key_id and secret_access_key come together", "give both, or neither")
         if self.profile and self.access_key_id:
@@ -192,15 +200,16 @@ class Encryption(Table):
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if self.signing_key is None and not self.signers:
-            raise Hinted("needs signing_key, or signers on a host that only restores")
+            raise Hinted("is missing", "name the key that signs, or signers on a host that only restores", key="signing_key")
         if self.signing_key is not None and not self.recipients:
-            raise Hinted("recipients: is missing", "name the public keys of operations and of an offline escrow")
+            raise Hinted("is missing", "name the public keys of operations and of an offline escrow", key="recipients")
         if len(set(self.recipients)) != len(self.recipients):
-            raise Hinted("recipients: names a file twice")
+            raise Hinted("names a file twice", key="recipients")
         if len(self.recipients) == 1 and not self.single_recipient:
             raise Hinted(
-                "recipients: one key is too few, for who loses it loses every backup",
+                "one key is too few, for who loses it loses every backup",
                 "add an escrow key that is kept offline, or set single_recipient = true",
+                key="recipients",
             )
         return self
 
@@ -233,7 +242,7 @@ class Audit(Table):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.is_sqlite and self.password is not None:
-            raise Hinted("password means nothing to a trail in SQLite", "remove password")
+            raise Hinted("means nothing to a trail in SQLite", "remove password", key="password")
         return self
 
 
@@ -318,9 +327,9 @@ class Source(Table):
     @model_validator(mode="after")
     def _once(self) -> Self:
         if len({(each.table, each.column) for each in self.totp}) != len(self.totp):
-            raise Hinted("totp: a column is there twice")
+            raise Hinted("a column is there twice", key="totp")
         if len({each.name for each in self.sql}) != len(self.sql):
-            raise Hinted("sql: a name is there twice")
+            raise Hinted("a name is there twice", key="sql")
         return self
 
 
@@ -350,7 +359,7 @@ class Config(Table):
     store: Store
     encryption: Encryption
     audit: Audit
-    sources: dict[str, Source] = {}
+    sources: dict[SourceName, Source] = {}
     drill: Drill = Drill()
     limits: Limits = Limits()
 
@@ -370,17 +379,6 @@ class Config(Table):
     def note_origin(self, path: Path, digest: str) -> None:
         """Say once which file this was read from."""
         self._path, self._digest = path, digest
-
-    @field_validator("sources")
-    @classmethod
-    def _names(cls, value: dict[str, Source]) -> dict[str, Source]:
-        bad = [name for name in value if not SOURCE_NAME.fullmatch(name)]
-        if bad:
-            raise Hinted(
-                f"{', '.join(map(ascii, bad))} cannot be the name of a source",
-                "use up to 63 lower-case letters, digits, - _ and . and begin with a letter or digit",
-            )
-        return value
 
 
 def _split(value: str) -> Any:

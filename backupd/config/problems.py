@@ -58,11 +58,11 @@ class InvalidConfig(ConfigError):
 
 
 class Hinted(ValueError):
-    """What a check of our own found, with the hint that belongs to it."""
+    """What a check of our own found, with the hint that belongs to it, and the key if the check was of a whole table."""
 
-    def __init__(self, what: str, hint: str | None = None) -> None:
+    def __init__(self, what: str, hint: str | None = None, *, key: str | None = None) -> None:
         super().__init__(what)
-        self.hint = hint
+        self.hint, self.key = hint, key
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
@@ -78,7 +78,7 @@ def _explain(
 ) -> Problem:
     where, own = _place(loc), context.get("error")
     if isinstance(own, Hinted):
-        return Problem(where, str(own), own.hint)
+        return Problem(_place(loc if own.key is None else (*loc, own.key)), str(own), own.hint)
     if kind == "missing":
         return Problem(where, "is missing")
     if kind == "extra_forbidden":
