@@ -1,0 +1,171 @@
+"""What is listed is what was signed, where it was put; everything else is listed with what is wrong with it."""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from backupd.catalog import Catalog, chain_problems, predecessor
+from backupd.errors import ObjectExists, ObjectMissing, Tampered
+from backupd.manifest import Manifest, Predecessor, render
+from backupd.openpgp import Home, cleartext, keys
+from backupd.openpgp.cleartext import Verified
+from backupd.stores import open_store
+from tests.test_manifest import manifest as some_manifest
+
+
+@dataclass
+class Shelf:
+    """A catalogue over a directory, whose backups are manifests alone: their artifacts are nobody's concern here."""
+
+    directory: Path
+    catalog: Catalog
+    home: Home
+    signer: str
+    stranger: str
+    verified: list[bytes]
+
+    def add(self, day: int, source: str = "clinic", signer: str | None = None) -> Manifest:
+        """Publish one more backup, following the newest."""
+        at = datetime(2026, 11, 1, tzinfo=UTC) + timedelta(days=day)
+        before = predecessor(self.catalog.newest(source)) if signer is None else None
+        whole = some_manifest(backup_id=f"{at:%Y%m%dT%H%M%SZ}-5f3c9a", previous=before)
+        whole = dataclasses.replace(whole, source=dataclasses.replace(whole.source, name=source))
+        self.catalog.publish(whole, cleartext.sign(self.home, render(whole), signer or self.signer))
+        return whole
+
+    def path(self, made: Manifest) -> Path:
+        """The stored manifest."""
+        return self.directory / made.source.name / made.backup_id / "manifest.asc"
+
+
+@pytest.fixture(scope="module")
+def signing() -> Iterator[tuple[Home, str, str]]:
+    """A home with the signing key and a stranger's."""
+    with Home() as home:
+        ours, theirs = (keys.generate(f"{name}@example.org", purpose="sign", expires_days=None) for name in ("a", "b"))
+        yield home, home.import_secret(ours.secret), home.import_secret(theirs.secret)
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, signing: tuple[Home, str, str]) -> Shelf:
+    """An empty one."""
+    home, signer, stranger = signing
+    directory = tmp_path / "store"
+    directory.mkdir()
+    verified: list[bytes] = []
+
+    def verify(signed: bytes) -> Verified:
+        verified.append(signed)
+        return cleartext.verify(home, signed, {signer})
+
+    return Shelf(directory, Catalog(open_store(f"file://{directory}"), verify), home, signer, stranger, verified)
+
+
+def test_backups_are_listed_oldest_first_and_by_source(shelf: Shelf) -> None:
+    made = [shelf.add(2), shelf.add(3), shelf.add(1, "archive")]
+    assert [entry.proved() for entry in shelf.catalog.list()] == [made[2], made[0], made[1]]
+    assert [entry.proved() for entry in shelf.catalog.list("clinic")] == made[:2]
+    assert shelf.catalog.list("clin") == []
+
+
+def test_a_manifest_is_verified_once(shelf: Shelf) -> None:
+    shelf.add(1)
+    shelf.verified.clear()
+    for _ in range(3):
+        shelf.catalog.list()
+        shelf.catalog.newest("clinic")
+    assert len(shelf.verified) <= 1
+
+
+def test_what_has_no_manifest_is_no_backup(shelf: Shelf) -> None:
+    made = shelf.add(1)
+    (shelf.directory / "clinic" / "20261125T000000Z-000000").mkdir()
+    (shelf.directory / "clinic" / "20261125T000000Z-000000" / "database.dump.gpg").write_bytes(b"x")
+    (shelf.directory / "clinic" / "notes.txt").write_bytes(b"x")
+    assert [entry.backup_id for entry in shelf.catalog.list()] == [made.backup_id]
+
+
+def test_a_manifest_in_anothers_place_is_not_believed(shelf: Shelf) -> None:
+    old, new = shelf.add(1), shelf.add(2)
+    shelf.path(new).unlink()
+    shutil.copy(shelf.path(old), shelf.path(new))
+    [_, entry] = shelf.catalog.list()
+    with pytest.raises(Tampered, match="is that of"):
+        entry.proved()
+
+
+def test_a_strangers_signature_is_not_believed(shelf: Shelf) -> None:
+    shelf.add(1)
+    planted = shelf.add(2, signer=shelf.stranger)
+    [_, entry] = shelf.catalog.list()
+    assert entry.backup_id == planted.backup_id
+    with pytest.raises(Tampered, match="another key"):
+        entry.proved()
+
+
+def test_a_damaged_newest_backup_does_not_pass_for_the_one_before_it(shelf: Shelf) -> None:
+    shelf.add(1)
+    newest = shelf.add(2)
+    path = shelf.path(newest)
+    path.chmod(0o600)
+    path.write_bytes(path.read_bytes().replace(b"17.10", b"17.11"))
+    entry = shelf.catalog.newest("clinic")
+    assert entry is not None
+    assert entry.backup_id == newest.backup_id
+    assert entry.manifest is None
+
+
+@pytest.mark.parametrize("backup_id", ["20261101T000000Z-ffffff", "latest", "../archive/20261101T000000Z-5f3c9a", ""])
+def test_a_backup_that_is_not_there_is_said_to_be_missing(shelf: Shelf, backup_id: str) -> None:
+    shelf.add(1)
+    with pytest.raises(ObjectMissing, match="there is no backup"):
+        shelf.catalog.get("clinic", backup_id)
+
+
+def test_a_backup_is_published_once(shelf: Shelf) -> None:
+    made = shelf.add(1)
+    with pytest.raises(ObjectExists):
+        shelf.catalog.publish(made, cleartext.sign(shelf.home, render(made), shelf.signer))
+
+
+def test_a_huge_manifest_is_not_read(shelf: Shelf) -> None:
+    made = shelf.add(1)
+    path = shelf.path(made)
+    path.chmod(0o600)
+    with path.open("r+b") as file:
+        file.truncate((64 << 20) + 1)
+    [entry] = shelf.catalog.list()
+    with pytest.raises(Tampered, match="has 67108865 bytes"):
+        entry.proved()
+
+
+class TestTheChain:
+    """Each manifest names the one before it."""
+
+    def test_an_untouched_chain_has_no_problem(self, shelf: Shelf) -> None:
+        for day in range(1, 5):
+            shelf.add(day)
+        assert chain_problems(shelf.catalog.list()) == {}
+
+    def test_a_backup_taken_out_shows_in_the_one_after_it(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in range(1, 5)]
+        shelf.path(made[1]).unlink()
+        assert list(chain_problems(shelf.catalog.list())) == [made[2].backup_id]
+
+    def test_the_oldest_may_go(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in range(1, 5)]
+        shelf.path(made[0]).unlink()
+        assert chain_problems(shelf.catalog.list()) == {}
+
+    def test_a_backup_put_in_shows(self, shelf: Shelf) -> None:
+        shelf.add(1)
+        shelf.add(3)
+        at = "20261103T000000Z-000000"
+        between = some_manifest(backup_id=at, previous=Predecessor("20261101T000000Z-5f3c9a", "0" * 64))
+        shelf.catalog.publish(between, cleartext.sign(shelf.home, render(between), shelf.signer))
+        assert at in chain_problems(shelf.catalog.list())
