@@ -34,6 +34,8 @@ _SETTINGS = {
     "transaction_timeout": "0",  # since 17
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",  # since 14
+    "DateStyle": "ISO, YMD",  # the only one that psycopg reads
+    "TimeZone": "UTC",
     "row_security": "off",  # a query that row security would filter fails instead
     "tcp_keepalives_idle": "60",
     "tcp_keepalives_interval": "10",
@@ -97,8 +99,8 @@ class Snapshot:
         self.connection.close()  # ends transaction, snapshot and lock
 
     def _begin(self) -> None:
-        self.server = server(self.connection)
         _prepare(self.connection, self._lock_timeout_s)
+        self.server = server(self.connection)
         lock(self.connection, self.server.database)
         with translated("take a snapshot"):
             self.connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
