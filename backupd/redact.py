@@ -3,16 +3,16 @@
 Owns `Secret`, the register of those that are alive, and `scrub`. It never logs, never raises on odd text, and takes time linear
 in the text's length, whatever its shape: no pattern scans the same run of characters from many starting points.
 
-Found: every living `Secret` of six bytes and more, as it is, in hex, base64 (also inside a longer base64 text), base32,
-percent-encoded or escaped as Python and JSON escape, and its lines of 20 characters and more; and, by their shape, base32 of 16
-characters and more, private keys, passwords in addresses and in `name=value`, tokens, and the other shapes of `_SHAPES`.
+Found: every living `Secret` of six characters and more, as it is, in hex, base64 (also inside a longer base64 text), base32,
+percent-encoded or escaped as Python and JSON escape, and its lines of 20 characters and more; and, by their shape, base32 of
+16 characters and more, private keys, passwords in addresses and in `name=value`, tokens, and the other shapes of `_SHAPES`.
 
-Not found: secrets shorter than six bytes; a piece cut out of a secret (but private keys are found when their end is missing, or
-their beginning); the middle of an armoured key alone, unless that key is a living `Secret`; lower-case base32 and any text
-without a tell-tale shape (a password or an AWS secret key on its own), unless it is a living `Secret`; what was compressed,
-encrypted, reversed or split over two messages; upper-case hex of 32 digits and more, because fingerprints look so (a random
-base32 secret of 32 characters does once in 10^13); letters-only base32 that an underscore joins to a word, because tables and
-variables are called so.
+Not found: secrets shorter than six characters; a piece cut out of a secret (but private keys are found when their end is
+missing, or their beginning); the middle of an armoured key alone, unless that key is a living `Secret`; lower-case base32 and
+any text without a tell-tale shape (a password or an AWS secret key on its own), unless it is a living `Secret`; what was
+compressed, encrypted, reversed or split over two messages; upper-case hex of 32 digits and more, because fingerprints look so
+(a random base32 secret of 32 characters does once in 10^13); letters-only base32 that an underscore joins to a word, because
+tables and variables are called so.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from uuid import UUID
 
 REDACTED = "**redacted**"
 
-_SHORTEST = 6  # bytes; below that, ordinary words and numbers would go too
+_SHORTEST = 6  # characters; below that, ordinary words and numbers would go too
 _SHORTEST_LINE = 20
 _DEEPEST = 8
 _MANY = 10_000

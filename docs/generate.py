@@ -1,6 +1,7 @@
 """Writes the reference documents from what they document: `python docs/generate.py [--check] [NAME …]`.
 
-With `--check` it only says what is stale, and exits with 1. Owns docs/configuration.md, from the configuration's types, and docs/cli.md, from the command line's own help.
+With `--check` it only says what is stale, and exits with 1. Owns docs/configuration.md, from the configuration's types, and
+docs/cli.md, from the command line's own help.
 """
 
 from __future__ import annotations
