@@ -2,7 +2,7 @@
 
 A store knows names and bytes. It knows nothing of manifests, keys or PostgreSQL. Objects are written once and never changed.
 Names are relative to the store's URL: segments of `A-Z a-z 0-9 . _ -` and other printable characters, joined by `/`, with no
-empty, `.` or `..` segment (`check_name` says so for all stores alike).
+empty segment and none that ends with a dot (`check_name` says so for all stores alike).
 
 Every method may raise a `StoreError`; `StoreUnavailable` is the only one worth another try, and the store has already tried
 (`retries` with exponential backoff and jitter) before it raises that.
@@ -122,10 +122,11 @@ class Store(Protocol):
 def check_name(name: str) -> str:
     """`name`, or a ValueError: names are made by backupd, so a bad one is a bug, or comes from a manifest that was not checked.
 
-    `.unfinished` is where a directory keeps uploads in the making, so no object of any store may lie there.
+    What one kind of store cannot keep, no store takes: a backslash (S3-compatible servers and Azure may turn it into a slash),
+    a segment that ends with a dot (Azure drops it), and `.unfinished`, where a directory keeps uploads in the making.
     """
     segments = name.split("/")
-    bad = not all(segments) or any(s in (".", "..") for s in segments) or segments[0] == UNFINISHED
+    bad = any(not segment or segment.endswith(".") for segment in segments) or segments[0] == UNFINISHED or "\\" in name
     if bad or not name.isprintable() or len(name.encode()) > 900:
         raise ValueError(f"not the name of an object: {name!r}")
     return name

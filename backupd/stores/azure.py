@@ -7,14 +7,13 @@ lost is told from somebody else's blob. Nothing is ever deleted that was ever a 
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import ConfigError, ObjectExists, ObjectMissing, StoreDenied, StoreError
+from backupd.errors import ConfigError, ObjectExists, ObjectMissing, StoreDenied, StoreError, StoreUnavailable
 from backupd.stores import Limits, StoredObject, check_name
 from backupd.stores.access import AzureLogin, Lock
 from backupd.stores.body import Body
@@ -102,7 +101,7 @@ class AzureStore:
 
     def begin(self, name: str) -> AzureUpload:
         blob = self._blob(name)
-        self._refuse_taken(name)
+        self.refuse_taken(name)
         return AzureUpload(self, blob, name)
 
     def create(self, name: str, data: bytes) -> None:
@@ -160,7 +159,7 @@ class AzureStore:
             _, blocks = self._calls(f"list the blocks of {name}", lambda: blob.get_block_list("uncommitted"))
         except ObjectMissing:
             return {}
-        return {_plain(block.id): block.size for block in blocks}
+        return {block.id: block.size for block in blocks}
 
     def commit_blocks(self, blob: BlobClient, name: str, token: str, blocks: Sequence[str]) -> None:
         from azure.core import MatchConditions
@@ -170,14 +169,18 @@ class AzureStore:
             self._calls(
                 f"complete {name}",
                 lambda: blob.commit_block_list(
-                    [BlobBlock(_coded(block)) for block in blocks],
+                    [BlobBlock(block) for block in blocks],
                     match_condition=MatchConditions.IfMissing,
                     metadata={_TOKEN: token},
                     **self._locked(),
                 ),
             )
-        except ObjectExists:
+        except StoreUnavailable:
+            raise
+        except StoreError:
+            # After a lost answer the name is taken, by us; after another's commit our blocks are gone.
             if not self.is_ours(name, token):
+                self.refuse_taken(name)
                 raise
 
     def confirm(self, name: str, token: str, size: int) -> None:
@@ -193,6 +196,13 @@ class AzureStore:
             return bool(self._properties(name).metadata.get(_TOKEN) == token)
         except ObjectMissing:
             return False
+
+    def refuse_taken(self, name: str) -> None:
+        try:
+            self._properties(name)
+        except ObjectMissing:
+            return
+        raise ObjectExists(f"{name} exists already in {self.url}, and objects are never replaced")
 
     def discard(self, name: str) -> bool:
         """Drop the uncommitted blocks of `name`; False when that has to be left to the service, which drops them after a week.
@@ -247,13 +257,6 @@ class AzureStore:
 
     def _properties(self, name: str) -> BlobProperties:
         return self._calls(f"find {name}", lambda: self._blob(name).get_blob_properties())
-
-    def _refuse_taken(self, name: str) -> None:
-        try:
-            self._properties(name)
-        except ObjectMissing:
-            return
-        raise ObjectExists(f"{name} exists already in {self.url}, and objects are never replaced")
 
     def _locked(self) -> dict[str, Any]:
         if self._lock is None:
@@ -310,6 +313,7 @@ class AzureUpload:
             waiting = self._store.uncommitted(self._blob, self._name)
             ours = {block: length for block, length in waiting.items() if block.startswith(self._token)}
             if set(ours) != set(blocks) or sum(ours.values()) != size:
+                self._store.refuse_taken(self._name)  # another upload's commit throws away the blocks of all others
                 arrived = f"{len(ours)} parts with {sum(ours.values())} bytes arrived"
                 raise StoreError(f"{self._name}: {arrived}, {parts} with {size} were sent", "this run is lost, start another")
             self._store.commit_blocks(self._blob, self._name, self._token, blocks)
@@ -332,18 +336,6 @@ class AzureUpload:
 
     def _block(self, number: int) -> str:
         return f"{self._token}-{number:05d}"  # all ids of a blob must be of one length
-
-
-def _coded(block: str) -> str:
-    return base64.b64encode(block.encode()).decode()
-
-
-def _plain(block: str) -> str:
-    """The id behind its base64 form; as it stands when it is none of ours."""
-    try:
-        return base64.b64decode(block, validate=True).decode()
-    except ValueError:
-        return block
 
 
 def _code(error: Exception) -> str:

@@ -6,6 +6,10 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
 class Body(io.RawIOBase):
@@ -32,13 +36,14 @@ class Body(io.RawIOBase):
         self._at = max(0, start + offset)
         return self._at
 
-    def read(self, size: int | None = -1) -> memoryview:  # type: ignore[override]  # a view serves sockets and hashes alike, uncopied
+    def read(self, size: int | None = -1) -> memoryview:  # a view: it serves sockets and hashes alike, uncopied
         end = len(self._view) if size is None or size < 0 else self._at + size
         found = self._view[self._at : end]
         self._at += len(found)
         return found
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
-        found = self.read(len(buffer))
-        buffer[: len(found)] = found
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer).cast("B")
+        found = self.read(len(target))
+        target[: len(found)] = found
         return len(found)

@@ -71,13 +71,14 @@ class FileStore:
                 fd = os.open(_leaf(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
             except FileNotFoundError as error:
                 raise ObjectMissing(f"there is no object {name}") from error
-            with os.fdopen(fd, "rb", buffering=0) as file:
+            try:
                 status = os.fstat(fd)
                 if not stat.S_ISREG(status.st_mode):
                     raise ObjectMissing(f"{name} is not an object: no regular file")
                 rest = max(0, status.st_size - start)
-                wanted = rest if length is None else min(length, rest)
-                return _exactly(file.fileno(), start, wanted, name)
+                return _exactly(fd, start, rest if length is None else min(length, rest), name)
+            finally:
+                os.close(fd)
 
     def sweep(self, prefix: str) -> list[str]:
         under = prefix.rstrip("/") + "/" if prefix else ""
@@ -146,10 +147,11 @@ class FileStore:
             raise
 
     def _uploads(self) -> Iterator[Path]:
-        try:
-            yield from self._unfinished().iterdir()
-        except FileNotFoundError:
-            return
+        root = self._open_root()
+        if root is not None:
+            os.close(root)
+            with contextlib.suppress(FileNotFoundError):
+                yield from self._unfinished().iterdir()
 
     def _unfinished(self) -> Path:
         path = self._root / UNFINISHED

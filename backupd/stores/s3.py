@@ -94,10 +94,13 @@ class S3Store:
         self._refuse_taken(name)
         token = secrets.token_hex(16)
         extra: dict[str, Any] = self._locked() | ({"ChecksumAlgorithm": "SHA256"} if self._checksum == "when_supported" else {})
-        answer = self._calls(
-            f"begin {name}",
-            lambda: self._client.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata={_TOKEN: token}, **extra),
-        )
+        try:
+            answer = self._calls(
+                f"begin {name}",
+                lambda: self._client.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata={_TOKEN: token}, **extra),
+            )
+        except StoreError as error:
+            raise self._refused_lock(error) from error
         return S3Upload(self, name, answer["UploadId"], token)
 
     def create(self, name: str, data: bytes) -> None:
@@ -114,6 +117,8 @@ class S3Store:
         except ObjectExists:
             if not self.is_ours(name, token):
                 raise
+        except StoreError as error:
+            raise self._refused_lock(error) from error
         self.confirm(name, token, len(data))
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -236,6 +241,13 @@ class S3Store:
         except ObjectMissing:
             return
         raise ObjectExists(f"{name} exists already in {self.url}, and objects are never replaced")
+
+    def _refused_lock(self, error: StoreError) -> StoreError:
+        """The same error; with a lock, servers say no more than `InvalidRequest` when the bucket cannot lock."""
+        if self._lock is None or _code(error) != "InvalidRequest":
+            return error
+        hint = "the bucket must be made with Object Lock enabled; or remove `lock` from the store"
+        return StoreError(f"{error.message} (written with a lock)", hint)
 
     def _locked(self) -> dict[str, Any]:
         if self._lock is None:
