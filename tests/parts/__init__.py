@@ -5,6 +5,7 @@ test session. Every xdist worker has its own.
 """
 
 PLUGINS = (
+    "tests.parts.surroundings",
     "tests.parts.postgres",
     "tests.parts.s3",
     "tests.parts.azure",

@@ -39,7 +39,11 @@ def unprivileged_user() -> str | None:
 
 def as_user(argv: Sequence[str], user: str | None) -> list[str]:
     """The argv that runs `argv` as `user` (None: as ourselves) and ends it when the calling thread dies."""
-    drop = [] if user is None else ["--reuid", user, "--regid", str(pwd.getpwnam(user).pw_gid), "--clear-groups"]
+    drop = (
+        []
+        if user is None
+        else ["--reuid", user, "--regid", str(pwd.getpwnam(user).pw_gid), "--clear-groups", "--inh-caps=-all"]
+    )
     return ["setpriv", *drop, "--pdeathsig", "QUIT", *argv]
 
 

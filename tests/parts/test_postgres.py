@@ -1,11 +1,14 @@
 """The PostgreSQL parts do what other tests rely on."""
 
+import shutil
 import subprocess
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.parts.postgres import Database, MakePostgres, PostgresServer
+from tests.parts.postgres import Database, MakePostgres, PostgresServer, executable_by, postgres_bin
+from tests.parts.process import as_user, short_directory, unprivileged_user
 
 
 @pytest.fixture(params=["database15", "database17"])
@@ -67,3 +70,14 @@ def test_own_cluster_keeps_data_over_stop_and_crash(make_postgres: MakePostgres,
     assert server.execute("SELECT id FROM kept", database="postgres") == [(1,)]
     assert "CREATE TABLE kept" in server.log.read_text()
     assert "automatic recovery in progress" in server.log.read_text()
+
+
+def test_programs_below_a_private_directory_can_still_be_run(tmp_path: Path) -> None:
+    """A checkout below root's home is closed to the account that runs the servers."""
+    tmp_path.chmod(0o700)
+    shutil.copytree(postgres_bin(17).parent, tmp_path / "install", symlinks=True)
+    user = unprivileged_user()
+    with short_directory("bd-test-", user) as directory:
+        programs = executable_by(user, tmp_path / "install" / "bin", directory)
+        subprocess.run(as_user(["test", "-x", str(programs / "postgres")], user), check=True)
+        subprocess.run(as_user(["test", "-r", str(programs.parent / "share" / "postgres.bki")], user), check=True)
