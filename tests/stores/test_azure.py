@@ -31,7 +31,7 @@ from tests.stores.contract import (
     send_part,
     take,
 )
-from tests.stores.recorder import Recorder
+from tests.stores.recorder import Answer, Recorder
 
 _numbers = itertools.count(1)
 
@@ -254,7 +254,7 @@ def test_what_a_sweep_that_died_left_is_neither_listed_nor_kept(place: Container
 @pytest.mark.parametrize(("mode", "sent"), [("compliance", "Locked"), ("governance", "Unlocked")])
 def test_a_lock_is_asked_for_with_every_write(mode: Any, sent: str) -> None:
     """Azurite knows no immutability, so this looks at the requests alone."""
-    with Recorder() as recorder:
+    with Recorder({"PUT": Answer(201)}) as recorder:
         store = open_store(
             "azure://container",
             endpoint_url=f"{recorder.url}/account",
