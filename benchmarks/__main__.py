@@ -1,0 +1,83 @@
+"""`./dev bench`: make a database, back it up and restore it with backupd and by hand, and print the ratios of the medians.
+
+Each round runs every contestant once, in turn, so that a busy minute falls on all of them. Nothing here asserts a time: it
+prints what was measured beside the limit that the project set itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.bench import Bench
+
+LIMITS = {
+    "backup / the pipe at its best": 0.95,
+    "backup / the pipe with everyone's defaults": 0.20,
+    "restore / gpg -d | pg_restore": 1.05,
+}
+HELP_LIMIT_S = 0.25
+
+
+def main() -> int:
+    """Run the rounds and print the table."""
+    parser = argparse.ArgumentParser(prog="./dev bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="how often each contestant runs (3)")
+    parser.add_argument("--gigabytes", type=float, default=1.8, help="size of the database (1.8)")
+    parser.add_argument("--directory", type=Path, help="where servers keep their data (the temporary directory)")
+    parser.add_argument("--skip-defaults", action="store_true", help="leave out the slow pipe with everyone's defaults")
+    arguments = parser.parse_args()
+    with ExitStack() as held:
+        directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="backupd-bench-", dir=arguments.directory)))
+        bench = held.enter_context(Bench.running(directory, arguments.gigabytes))
+        say(f"database of {bench.database_bytes / 1e9:.2f} GB, PostgreSQL {bench.version}")
+        contestants: dict[str, Callable[[], None]] = {
+            "backup": bench.backup,
+            "the pipe at its best": bench.pipe_at_its_best,
+            "the pipe with everyone's defaults": bench.pipe_with_defaults,
+            "restore": bench.restore,
+            "gpg -d | pg_restore": bench.restore_by_hand,
+            "--help": bench.help,
+        }
+        if arguments.skip_defaults:
+            del contestants["the pipe with everyone's defaults"]
+        taken: dict[str, list[float]] = {name: [] for name in contestants}
+        bench.backup()  # a first one for the restores, and to warm the caches alike
+        for number in range(1, arguments.rounds + 1):
+            for name, contestant in contestants.items():
+                bench.prepare()
+                started = time.perf_counter()
+                contestant()
+                taken[name].append(time.perf_counter() - started)
+                say(f"round {number}: {name} {taken[name][-1]:.2f} s")
+        report(taken)
+    return 0
+
+
+def report(taken: dict[str, list[float]]) -> None:
+    """The medians, then the ratios beside their limits."""
+    print("\n| what | median s | fastest s | slowest s |\n|---|---|---|---|")
+    medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
+    for name, seconds in taken.items():
+        print(f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} | {max(seconds):.2f} |")
+    print("\n| ratio of medians | measured | limit |\n|---|---|---|")
+    for name, limit in LIMITS.items():
+        ours, theirs = name.split(" / ", 1)
+        if theirs in medians:
+            print(f"| {name} | {medians[ours] / medians[theirs]:.3f} | {limit:.2f} |")
+    print(f"| --help, seconds | {medians['--help']:.3f} | {HELP_LIMIT_S} |")
+
+
+def say(text: str) -> None:
+    """Progress, beside the table."""
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
