@@ -52,6 +52,17 @@ def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, rea
     return Actor(user, socket.gethostname(), via, operator or environ.get("SUDO_USER"), reason)
 
 
+def public_key(path: Path) -> PublicKey:
+    """The public key in a file. Raises ConfigError when it cannot be read, KeyUnusable when it holds none."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= KEY_BYTES else b""
+    except OSError as error:
+        raise ConfigError(
+            f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
+        ) from error
+    return keys.inspect(data, printable(str(path)))
+
+
 class Service:
     """Everything that one configuration wires together; a context manager that takes the keys out of memory when it ends."""
 
@@ -124,7 +135,7 @@ class Service:
     @cached_property
     def pinned(self) -> frozenset[str]:
         """The fingerprints whose signatures count."""
-        named = [self._public(path) for path in self.config.encryption.signers]
+        named = [public_key(path) for path in self.config.encryption.signers]
         for key in named:
             self.home.import_public(key.data)
         return frozenset(key.fingerprint for key in named) or frozenset({self.signer})
@@ -132,7 +143,7 @@ class Service:
     @cached_property
     def recipients(self) -> tuple[PublicKey, ...]:
         """The public keys that backups are sealed to."""
-        found = tuple(self._public(path) for path in self.config.encryption.recipients)
+        found = tuple(public_key(path) for path in self.config.encryption.recipients)
         if len({key.fingerprint for key in found}) != len(found):
             raise ConfigError("two of the recipients are the same key", "name the keys of operations and of an offline escrow")
         return found
@@ -142,15 +153,6 @@ class Service:
         """The backups in the store."""
         pinned = self.pinned
         return Catalog(self.store, lambda signed: cleartext.verify(self.home, signed, pinned))
-
-    def _public(self, path: Path) -> PublicKey:
-        try:
-            data = path.read_bytes() if path.stat().st_size <= KEY_BYTES else b""
-        except OSError as error:
-            raise ConfigError(
-                f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
-            ) from error
-        return keys.inspect(data, printable(str(path)))
 
     # ---------------------------------------------------------------------------------------------------------- sources
 

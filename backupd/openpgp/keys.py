@@ -87,7 +87,8 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A new key. `public` and `secret` are armoured; `revocation` is the certificate that, once imported, ends its use."""
+    """A new key. `public` and `secret` are armoured; `revocation` is the certificate that, once imported, ends its use: it is
+    armoured too, behind a colon that has to be removed first and so keeps it from being imported by accident."""
 
     fingerprint: str
     public: bytes
@@ -158,6 +159,8 @@ def _generate(home: Home, user_id: str, purpose: Purpose, expires_days: int | No
     key = inspect(public, "the new key", home=home)
     if key.fingerprint != fingerprint or b"PRIVATE KEY" not in secret.reveal():
         raise KeyUnusable("gpg exported another key than it made", "is the installed gpg whole?")
+    # Without gpg's words before it: they name the fingerprint, which would then be taken for a secret wherever it stands.
+    certificate = certificate[certificate.index(b":-----BEGIN") :]
     return KeyPair(fingerprint, public, secret, Secret(certificate, label="OpenPGP revocation certificate"))
 
 
