@@ -13,9 +13,10 @@ from enum import StrEnum
 from backupd.errors import BackupdError, CouldNotVerify, ProcessFailed, Refused, SourceDenied, Tampered
 from backupd.manifest import Source
 from backupd.pipeline import Command
+from backupd.postgres import complaints
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Connection, Dsn, Server, translated
-from backupd.redact import printable, scrub
+from backupd.redact import printable
 
 
 class ProblemKind(StrEnum):
@@ -65,12 +66,7 @@ _KINDS: tuple[tuple[str, ProblemKind], ...] = (
 )
 _HARMLESS = {ProblemKind.OLD_TARGET}
 
-# Words before a quoted text that make it a name. Whatever else is quoted may be a row's value.
-_NAMED = (
-    "role|relation|table|schema|extension|type|function|database|column|constraint|index|parameter|language|sequence|trigger"
-    "|view|domain|policy|collation|operator|tablespace|publication|library|encoding|user|attribute"
-)
-_PROGRAM = "pg_restore: "
+_PROGRAM = "pg_restore"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +117,7 @@ def classify(stderr: str) -> list[Problem]:
 
 def without_statements(stderr: str) -> str:
     """What pg_restore wrote, less statements, details and every quoted text that may be a value."""
-    kept = (line for line in stderr.splitlines() if line.startswith(_PROGRAM) or "pg_restore: " in line)
-    return "\n".join(_masked(line) for line in kept)
+    return "\n".join(complaints.lines(_PROGRAM, stderr))
 
 
 def forgiven(stderr: str) -> bool:
@@ -137,7 +132,7 @@ def explained(error: ProcessFailed) -> BackupdError:
     grave = [problem for problem in classify(error.stderr) if not problem.harmless]
     cleaned = without_statements(error.stderr)
     if not grave:
-        return ProcessFailed(_masked(error.message), error.hint, stderr=cleaned)
+        return ProcessFailed(complaints.masked(error.message), error.hint, stderr=cleaned)
     first = grave[0]
     more = f" (and {len(grave) - 1} more)" if len(grave) > 1 else ""
     message = f"pg_restore failed, {first.kind.value}: {first.text}{more}"
@@ -202,20 +197,8 @@ SELECT what, name FROM content
 
 
 def _problems(stderr: str) -> Iterator[Problem]:
-    for line in stderr.splitlines():
-        match = re.search(r"pg_restore: (?:error|fatal): (.*)|pg_restore: \[[^\]]*\] (.*)", line)
-        if match is None:
-            continue
-        said = match[1] or match[2]
-        kind = next((kind for pattern, kind in _KINDS if re.search(pattern, said)), ProblemKind.OTHER)
-        yield Problem(kind, _masked(said))
-
-
-def _masked(line: str) -> str:
-    """One line in which only names are still quoted."""
-
-    def mask(match: re.Match[str]) -> str:
-        return match[0] if match[1] else '"…"'
-
-    masked = re.sub(rf'((?:\b(?:{_NAMED}) )?)"[^"]*"?', mask, scrub(line))
-    return printable(masked)[:300]
+    for line in complaints.lines(_PROGRAM, stderr):
+        match = re.match(r"(?:error|fatal): (.*)", line)
+        if match is not None:
+            kind = next((kind for pattern, kind in _KINDS if re.search(pattern, match[1])), ProblemKind.OTHER)
+            yield Problem(kind, match[1])

@@ -1,14 +1,31 @@
-"""The pg_dump that a backup is made with: its arguments, and how it compresses."""
+"""The pg_dump that a backup is made with: its arguments, how it compresses, and what its complaints mean."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from backupd.errors import ConfigError
+from backupd.errors import BackupdError, ConfigError, ProcessFailed, SourceDenied, SourceError, SourceUnreachable
 from backupd.pipeline import Command
+from backupd.postgres import complaints
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
+
+# What pg_dump or the server says, in the C locale that it runs in. The first that fits counts. pg_dump waits for locks under a
+# statement timeout, and runs everything else without one.
+_MEANINGS: tuple[tuple[str, type[BackupdError], str], ...] = (
+    (
+        "(lock|statement) timeout",
+        SourceError,
+        "someone holds a lock on a table (a migration?): try again later, or raise the lock timeout",
+    ),
+    ("row-level security", SourceDenied, "ALTER ROLE … BYPASSRLS"),
+    ("permission denied", SourceDenied, "grant the role what it lacks; pg_read_all_data covers all but large objects"),
+    ("conflict with recovery", SourceError, "try again; on a standby, raise max_standby_streaming_delay"),
+    ("server version mismatch", ConfigError, "install programs of PostgreSQL at least as new as the server"),
+    ("snapshot", SourceUnreachable, "the session that held the snapshot is gone: see the server's log, and try again"),
+    ("terminating connection|server closed|connection to server", SourceUnreachable, "see the server's log, and try again"),
+)
 
 
 def dump(
@@ -49,6 +66,23 @@ def compression(clients: Clients, wish: str) -> str:
             f"the pg_dump of PostgreSQL {clients.release} has no {method}", "use auto, or name newer programs of PostgreSQL"
         )
     return f"{method}:{level}"
+
+
+def explained(error: ProcessFailed) -> BackupdError:
+    """The error to raise for a pg_dump that failed: what the server or pg_dump said first, and what to do about it."""
+    said = complaints.lines("pg_dump", error.stderr)
+    first = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), None)
+    if first is None:
+        return ProcessFailed(complaints.masked(error.message), error.hint, stderr="\n".join(said))
+    server = next(
+        (line.partition("Error message from server: ")[2] for line in said if "Error message from server" in line), ""
+    )
+    message = f"pg_dump failed: {server or first}"
+    everything = "\n".join(said)
+    for pattern, kind, hint in _MEANINGS:
+        if re.search(pattern, everything):
+            return kind(message, hint)
+    return ProcessFailed(message, "see the server's log", stderr=everything)
 
 
 def _spelt(clients: Clients, method_and_level: str) -> str:

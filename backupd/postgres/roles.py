@@ -19,6 +19,7 @@ from backupd.postgres.session import Connection, Dsn, connect, translate, transl
 from backupd.redact import printable
 
 _SUPERUSER_ONLY = {"SUPERUSER", "REPLICATION", "BYPASSRLS"}
+_DENIED_BY_DEFAULT = _SUPERUSER_ONLY | {"CREATEDB", "CREATEROLE", "LOGIN"}
 _SKIPPED_COMMENTS = {"TABLESPACE", "DATABASE"}
 
 _TOKEN = re.compile(
@@ -218,12 +219,13 @@ class _Application:
             self._execute(f"ALTER ROLE {_quoted(role)} WITH {text}", f"give role {printable(role)} its attributes")
 
     def _may_set(self, role: str, token: _Token) -> bool:
-        """Only a superuser may name these attributes, even to deny them, which a new role does anyway."""
+        """A new role has none of these attributes, and to deny them may itself need the right to give them (since 16)."""
         attribute = token.upper.removeprefix("NO")
+        if attribute != token.upper and attribute in _DENIED_BY_DEFAULT:
+            return False
         if self._is_superuser or attribute not in _SUPERUSER_ONLY:
             return True
-        if token.upper == attribute:
-            self._skipped.append(f"{printable(role)} is not {attribute}: only a superuser may say so")
+        self._skipped.append(f"{printable(role)} is not {attribute}: only a superuser may say so")
         return False
 
     def _grant(self, statement: _Statement) -> None:

@@ -68,16 +68,23 @@ _SETTINGS = {
 class ScratchCluster:
     """A context manager: inside the block there is a server, after it neither process nor file.
 
-    It lies on /dev/shm if there is room for three times `expected_bytes`, else in `directory`. Entering raises CouldNotVerify
-    when there is room in neither, or when the server does not start within `deadline_s` seconds. The thread that enters must
-    live as long as the block: the server is tied to it.
+    It lies in `memory`, a tmpfs, if there is room for three times `expected_bytes`, else in `directory`. Entering raises
+    CouldNotVerify when there is room in neither, or when the server does not start within `deadline_s` seconds. The thread that
+    enters must live as long as the block: the server is tied to it.
     """
 
     def __init__(
-        self, clients: Clients, directory: Path | None = None, *, expected_bytes: int = 0, deadline_s: float = 120
+        self,
+        clients: Clients,
+        directory: Path | None = None,
+        *,
+        expected_bytes: int = 0,
+        deadline_s: float = 120,
+        memory: Path = MEMORY,
     ) -> None:
         self._clients = clients
         self._fallback = directory
+        self._memory = memory
         self._needed = _ROOM_BASE + _ROOM_FACTOR * expected_bytes
         self._deadline_s = deadline_s
         self._password = Secret(secrets.token_urlsafe(24), "scratch cluster's password")
@@ -99,6 +106,11 @@ class ScratchCluster:
     def directory(self) -> Path:
         """Where everything of the cluster's is, inside the block."""
         return self._directory
+
+    @property
+    def socket_directory(self) -> Path:
+        """Where its socket is: the DSN's host."""
+        return self._sockets
 
     @property
     def pid(self) -> int | None:
@@ -149,17 +161,18 @@ class ScratchCluster:
         self._wait_until_ready(self._serve(programs, data), until)
 
     def _place(self) -> Path:
-        if MEMORY.is_dir() and _free(MEMORY) >= self._needed:
-            return MEMORY
+        if self._memory.is_dir() and _free(self._memory) >= self._needed:
+            return self._memory
         needed = f"{self._needed / 1e6:.0f} MB"
         if self._fallback is None:
             raise CouldNotVerify(
-                f"a scratch cluster needs {needed}, and {MEMORY} has not that much room",
+                f"a scratch cluster needs {needed}, and {self._memory} has not that much room",
                 "give the drill a directory on an encrypted disk, or more memory",
             )
         if not self._fallback.is_dir() or _free(self._fallback) < self._needed:
             raise CouldNotVerify(
-                f"a scratch cluster needs {needed}, and neither {MEMORY} nor {self._fallback} has that much room", "make room"
+                f"a scratch cluster needs {needed}, and neither {self._memory} nor {self._fallback} has that much room",
+                "make room",
             )
         self.notes.append(f"the scratch cluster lay in {self._fallback}, not in memory: the restored rows reached its disk")
         return self._fallback

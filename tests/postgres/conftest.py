@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +61,11 @@ def _housed(server: PostgresServer, name: str) -> Iterator[Housed]:
         server.drop_database(database)
         with server.connect() as connection:
             zoo.drop_roles(connection)
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Path]:
+    """Where scratch clusters of tests lie: a short path that every account may enter, as /dev/shm is, with room everywhere."""
+    with tempfile.TemporaryDirectory(prefix="bd-place-", dir="/tmp") as directory:
+        Path(directory).chmod(0o1777)
+        yield Path(directory)

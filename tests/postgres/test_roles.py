@@ -1,0 +1,235 @@
+"""Roles come back with their passwords, attributes and memberships; what exists is left alone, and nothing else is run."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from psycopg import sql as composed
+from psycopg.conninfo import make_conninfo
+
+from backupd.errors import SourceDenied, SourceError, Tampered
+from backupd.pipeline import run
+from backupd.postgres import roles
+from backupd.postgres.clients import Clients
+from backupd.postgres.scratch import ScratchCluster
+from backupd.postgres.session import Connection, Dsn, connect
+from tests.parts.postgres import Database
+from tests.postgres.conftest import Housed
+
+TIMEOUT_S = 200
+# As the server makes them; a text of any other shape it would take for a password to be hashed.
+HASH = "SCRAM-SHA-256$4096:c2FsdHNhbHRzYWx0c2FsdA==$" + ":".join(2 * [b64encode(bytes(range(32))).decode()])
+
+
+@pytest.fixture(scope="module", params=[15, 17])
+def cluster(request: pytest.FixtureRequest, programs: dict[int, Clients], place: Path) -> Iterator[ScratchCluster]:
+    with ScratchCluster(programs[request.param], memory=place) as made:
+        yield made
+
+
+@pytest.fixture
+def superuser(cluster: ScratchCluster) -> Iterator[Connection]:
+    """A session in a cluster of each major; what a test does to the cluster's roles is undone."""
+    with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+        connection.execute("BEGIN")
+        yield connection
+        connection.execute("ROLLBACK")
+
+
+def _members(connection: Connection) -> set[tuple[str, str, bool]]:
+    rows = connection.execute(
+        "SELECT r.rolname::text, m.rolname::text, admin_option FROM pg_auth_members a JOIN pg_roles r ON r.oid = roleid"
+        " JOIN pg_roles m ON m.oid = member WHERE r.rolname !~ '^pg_(monitor|read_all_s|stat_s)'"
+    )
+    return set(rows.fetchall())
+
+
+@pytest.mark.parametrize("major", [15, 17])
+def test_the_roles_of_a_zoo_come_back_with_passwords_that_work(
+    major: int, cluster: ScratchCluster, programs: dict[int, Clients], request: pytest.FixtureRequest
+) -> None:
+    zoo: Housed = request.getfixturevalue(f"zoo{major}")
+    dumped = roles.dump_globals(programs[17], zoo.dsn)
+    assert dumped.passwords
+    sql = run(dumped.command, timeout_s=TIMEOUT_S).stdout.decode()
+    with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+        try:
+            report = roles.apply(connection, sql)
+            assert report.kept == ()
+            assert {"postgres", *zoo.animals.roles} <= set(report.created)
+            assert roles.apply(connection, sql) == roles.RolesReport((), report.created, ())
+            for role, password in zoo.animals.passwords.items():
+                with connect(_as(cluster, role, password), application_name="backupd test") as session:
+                    assert session.execute("SELECT current_user").fetchone() == (role,)
+            reader = zoo.animals.reader
+            with connect(_as(cluster, reader, zoo.animals.passwords[reader]), application_name="backupd test") as session:
+                assert session.execute("SHOW search_path").fetchone() == ('"Odd Schema", public',)
+            assert {
+                (zoo.animals.group, zoo.animals.owner, True),
+                (zoo.animals.group, zoo.animals.reader, False),
+            } <= _members(connection)
+            [(limit, comment)] = connection.execute(
+                "SELECT (SELECT rolconnlimit FROM pg_roles WHERE rolname = %s), shobj_description(oid, 'pg_authid')"
+                " FROM pg_roles WHERE rolname = %s",
+                (zoo.animals.reader, zoo.animals.owner),
+            ).fetchall()
+            assert (limit, comment) == (7, "owns; it's\ntwo lines")
+        finally:
+            for (name,) in connection.execute("SELECT rolname::text FROM pg_roles WHERE oid > 16383").fetchall():
+                connection.execute(composed.SQL("DROP ROLE {}").format(composed.Identifier(name)))
+
+
+def test_a_role_that_may_not_read_hashes_ships_roles_without_passwords(
+    database15: Database, programs: dict[int, Clients]
+) -> None:
+    role, password = database15.server.create_role()
+    dumped = roles.dump_globals(programs[15], Dsn.parse(database15.server.dsn(database15.name, role, password)))
+    assert not dumped.passwords
+    sql = run(dumped.command, timeout_s=TIMEOUT_S).stdout.decode()
+    assert f"CREATE ROLE {role};" in sql
+    assert "SCRAM" not in sql
+    assert password not in " ".join(dumped.command.argv)
+
+
+def test_a_role_that_exists_is_left_as_it_is(superuser: Connection) -> None:
+    superuser.execute("CREATE ROLE old NOLOGIN; CREATE ROLE boss")
+    report = roles.apply(
+        superuser,
+        "CREATE ROLE old;\nALTER ROLE old WITH SUPERUSER LOGIN;\nALTER ROLE old SET work_mem TO '1MB';\n"
+        "COMMENT ON ROLE old IS 'changed';\nGRANT boss TO old;\nCREATE ROLE fresh;\nGRANT old TO fresh;\n",
+    )
+    assert report == roles.RolesReport(("fresh",), ("old",), ())
+    [attributes] = superuser.execute(
+        "SELECT rolsuper, rolcanlogin, rolconfig, shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = 'old'"
+    ).fetchall()
+    assert attributes == (False, False, None, None)
+    assert {row[:2] for row in _members(superuser)} == {("old", "fresh")}
+
+
+def test_attributes_hashes_and_odd_names_are_kept(superuser: Connection) -> None:
+    report = roles.apply(
+        superuser,
+        'CREATE ROLE "a ""b"" ; c";\n'
+        f'ALTER ROLE "a ""b"" ; c" WITH NOSUPERUSER NOINHERIT CREATEROLE LOGIN PASSWORD \'{HASH}\''
+        " VALID UNTIL '2030-01-01 00:00:00+00';\n"
+        "CREATE ROLE \"Ünï'\";\nALTER ROLE \"Ünï'\" SET \"myapp.who\" TO E'it\\\\''s; --';\n",
+    )
+    assert set(report.created) == {'a "b" ; c', "Ünï'"}
+    [row] = superuser.execute(
+        "SELECT rolinherit, rolcreaterole, rolcanlogin, rolpassword, rolvaliduntil::text LIKE '2030%' FROM pg_authid"
+        " WHERE rolname = 'a \"b\" ; c'"
+    ).fetchall()
+    assert row == (False, True, True, HASH, True)
+    [(config,)] = superuser.execute("SELECT rolconfig FROM pg_roles WHERE rolname = 'Ünï'''").fetchall()
+    assert config == ["myapp.who=it\\'s; --"]
+
+
+def test_memberships_of_every_major_are_understood(superuser: Connection) -> None:
+    [(number,)] = superuser.execute("SELECT current_setting('server_version_num')::int").fetchall()
+    report = roles.apply(
+        superuser,
+        "CREATE ROLE g;\nCREATE ROLE a;\nCREATE ROLE b;\nCREATE ROLE c;\nCREATE ROLE gone;\n"
+        "GRANT g TO a WITH ADMIN OPTION GRANTED BY gone;\nGRANT g TO b WITH INHERIT FALSE, SET FALSE GRANTED BY postgres;\n"
+        "GRANT g TO c GRANTED BY c;\nGRANT pg_read_all_data TO c GRANTED BY nobody_here;\nGRANT pg_not_here TO c;\n",
+    )
+    assert {("g", "a", True), ("g", "b", False), ("g", "c", False), ("pg_read_all_data", "c", False)} == _members(superuser)
+    absent = "c is no member of pg_not_here, which this server does not have"
+    if number >= 160000:
+        assert report.skipped == (absent,)
+        options = superuser.execute(
+            "SELECT inherit_option, set_option FROM pg_auth_members WHERE member = 'b'::regrole"  # since 16
+        ).fetchall()
+        assert options == [(False, False)]
+    else:
+        assert len(report.skipped) == 3
+        assert absent in report.skipped
+
+
+def test_what_a_server_does_not_know_is_reported_and_nothing_else(superuser: Connection) -> None:
+    report = roles.apply(
+        superuser,
+        "CREATE ROLE a;\nALTER ROLE a SET nonsense_setting TO 'x';\nALTER ROLE a IN DATABASE nowhere SET work_mem TO '2MB';\n"
+        "ALTER ROLE a SET work_mem TO '3MB';\nCREATE TABLESPACE fast OWNER a LOCATION '/mnt/fast';\n"
+        "COMMENT ON TABLESPACE fast IS 'x';\nGRANT CREATE ON TABLESPACE fast TO a;\n"
+        "GRANT SET ON PARAMETER log_statement TO a;\n",
+    )
+    assert report.created == ("a",)
+    assert len(report.skipped) == 5
+    assert any("nonsense_setting" in line for line in report.skipped)
+    assert any("CREATE TABLESPACE fast" in line for line in report.skipped)
+    assert superuser.execute("SELECT rolconfig FROM pg_roles WHERE rolname = 'a'").fetchall() == [(["work_mem=3MB"],)]
+    assert superuser.execute("SELECT has_parameter_privilege('a', 'log_statement', 'SET')").fetchall() == [(True,)]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP TABLE users;",
+        "CREATE ROLE a SUPERUSER;",
+        "CREATE ROLE a; SELECT 1;",
+        "ALTER ROLE a RENAME TO b;",
+        "GRANT ALL ON TABLE users TO a;",
+        "GRANT a, b TO c;",
+        "COPY t FROM PROGRAM 'id';",
+        "COMMENT ON TABLE t IS 'x';",
+        "ALTER SYSTEM SET ssl = off;",
+        "REVOKE a FROM b;",
+        "DO $$ BEGIN END $$;",
+        "\\! id\n",
+        "\\restrict x y\n",
+        "CREATE ROLE a; \\restrict x\n",
+        "CREATE ROLE a -- no end",
+        "CREATE ROLE 'unfinished;",
+        "SELECT pg_read_file('/etc/passwd');",
+        "SET ROLE a;",
+    ],
+)
+def test_a_statement_that_pg_dumpall_would_not_write_is_refused_before_anything_is_run(
+    superuser: Connection, statement: str
+) -> None:
+    with pytest.raises(Tampered):
+        roles.apply(superuser, f"CREATE ROLE early;\n{statement}\n")
+    assert superuser.execute("SELECT 1 FROM pg_roles WHERE rolname = 'early'").fetchall() == []
+
+
+def test_all_roles_or_none_and_no_hash_in_the_error(cluster: ScratchCluster) -> None:
+    with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+        sql = f"CREATE ROLE first;\nCREATE ROLE pg_reserved;\nALTER ROLE first WITH PASSWORD '{HASH}';\n"
+        with pytest.raises(SourceError, match="could not create role pg_reserved") as caught:
+            roles.apply(connection, sql)
+        with pytest.raises(SourceError) as second:
+            roles.apply(connection, f"CREATE ROLE first;\nALTER ROLE first WITH NONSENSE PASSWORD '{HASH}';\n")
+        assert connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'first'").fetchall() == []
+    for error in (caught.value, second.value):
+        assert "SCRAM" not in f"{error} {error.hint} {error.__cause__}"
+    assert HASH not in cluster.log()
+
+
+def test_a_role_that_only_may_create_roles_can_restore_ordinary_ones(superuser: Connection) -> None:
+    superuser.execute("CREATE ROLE maker CREATEROLE; SET ROLE maker")
+    report = roles.apply(
+        superuser,
+        "CREATE ROLE a;\nALTER ROLE a WITH NOSUPERUSER INHERIT NOCREATEROLE NOCREATEDB LOGIN NOREPLICATION NOBYPASSRLS;\n"
+        "CREATE ROLE b;\nALTER ROLE b WITH SUPERUSER LOGIN BYPASSRLS;\n",
+    )
+    assert report.created == ("a", "b")
+    assert report.skipped == (
+        "b is not SUPERUSER: only a superuser may say so",
+        "b is not BYPASSRLS: only a superuser may say so",
+    )
+    rows = superuser.execute("SELECT rolcanlogin, rolsuper FROM pg_roles WHERE rolname IN ('a', 'b')").fetchall()
+    assert rows == [(True, False), (True, False)]
+
+
+def test_a_role_without_the_right_is_denied(superuser: Connection) -> None:
+    superuser.execute("CREATE ROLE nothing; SET ROLE nothing")
+    with pytest.raises(SourceDenied, match="could not create role a"):
+        roles.apply(superuser, "CREATE ROLE a;\n")
+
+
+def _as(cluster: ScratchCluster, role: str, password: str) -> Dsn:
+    text = make_conninfo("", host=str(cluster.socket_directory), user=role, password=password, dbname="postgres")
+    return Dsn.parse(text)

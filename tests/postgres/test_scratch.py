@@ -1,0 +1,249 @@
+"""A scratch cluster is private while it lives, and nothing of it is left, however its owner ends."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backupd.errors import CouldNotVerify, SourceError
+from backupd.postgres import clients, scratch
+from backupd.postgres.clients import Clients
+from backupd.postgres.scratch import ScratchCluster
+from backupd.postgres.session import Dsn, connect, server
+from backupd.redact import Secret
+
+DEADLINE_S = 60
+
+_OWNER = """
+import sys
+from pathlib import Path
+from backupd.postgres import clients
+from backupd.postgres.scratch import ScratchCluster
+programs = clients.find([Path(sys.argv[1])])
+with ScratchCluster(next(each for each in programs if str(each.directory) == sys.argv[1]), memory=Path(sys.argv[2])) as cluster:
+    print(cluster.pid, cluster.directory, flush=True)
+    sys.stdin.read()
+"""
+
+
+def _is_running(pid: int | None) -> bool:
+    """Whether the process runs; one that waits to be reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _wait_until_gone(pid: int) -> None:
+    until = time.monotonic() + DEADLINE_S
+    while _is_running(pid):
+        assert time.monotonic() < until, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("major", [15, 17])
+def test_a_scratch_cluster_serves_and_is_gone_afterwards(major: int, programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[major], memory=place) as cluster:
+        pid, directory = cluster.pid, cluster.directory
+        dsn = cluster.create_database('odd "name"')
+        with connect(dsn, application_name="backupd test") as connection:
+            found = server(connection)
+            assert (found.major, found.database) == (major, 'odd "name"')
+            assert connection.execute("SHOW listen_addresses").fetchone() == ("",)
+            assert connection.execute("SELECT lower('ÄÖÜ')").fetchone() == ("äöü",)
+            addresses = connection.execute("SELECT inet_server_addr()").fetchone()
+            assert addresses == (None,)
+        assert directory.parent == place
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert cluster.notes == []
+    assert not _is_running(pid)
+    assert not directory.exists()
+    assert cluster.pid is None
+
+
+def test_its_server_is_not_roots(programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[17], memory=place) as cluster:
+        owner = Path(f"/proc/{cluster.pid}").stat().st_uid
+        assert owner != 0
+        assert owner == (os.geteuid() or pwd.getpwnam("postgres").pw_uid)
+
+
+def test_its_password_is_its_own_and_needed(programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[17], memory=place) as one, ScratchCluster(programs[17], memory=place) as two:
+        other = two.dsn().password
+        assert other is not None
+        assert one.dsn().password != other
+        wrong = Dsn.parse(f"host={one.socket_directory} user={scratch.SUPERUSER} dbname=postgres", Secret(other.reveal()))
+        with pytest.raises(SourceError, match="does not accept the password"):
+            connect(wrong, application_name="backupd test")
+        assert other.text() not in f"{two.dsn()!r} {two.log()}"
+        assert not list(two.directory.glob("password"))
+
+
+def test_extensions_that_are_not_installed_are_named(programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[17], memory=place) as cluster:
+        cluster.require_extensions(["plpgsql", "pgcrypto", "citext"])
+        with pytest.raises(CouldNotVerify, match="lacks the extension postgis, timescaledb") as caught:
+            cluster.require_extensions(["timescaledb", "pgcrypto", "postgis"])
+        assert caught.value.exit_code == 3
+
+
+def test_a_failure_in_the_block_leaves_nothing(programs: dict[int, Clients], place: Path) -> None:
+    seen = []
+
+    def fail() -> None:
+        with ScratchCluster(programs[15], memory=place) as cluster:
+            seen.append((cluster.pid, cluster.directory))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    [(pid, directory)] = seen
+    assert not _is_running(pid)
+    assert not directory.exists()
+
+
+def test_a_server_that_does_not_start_in_time_leaves_nothing(programs: dict[int, Clients], place: Path) -> None:
+    own = place / "own"
+    own.mkdir(mode=0o755)
+    with pytest.raises(CouldNotVerify), ScratchCluster(programs[17], memory=own, deadline_s=0.0):
+        pass
+    assert list(own.iterdir()) == []
+
+
+def test_a_cluster_that_is_killed_is_ended_once_and_for_all(programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[17], memory=place) as cluster:
+        assert cluster.pid is not None
+        os.kill(cluster.pid, signal.SIGKILL)
+        with pytest.raises(SourceError):
+            cluster.create_database("x")
+    assert not cluster.directory.exists()
+
+
+def test_it_lies_in_memory_if_there_is_room_and_says_when_not(programs: dict[int, Clients], place: Path) -> None:
+    with ScratchCluster(programs[17], place) as cluster:
+        in_memory = cluster.directory.parent == scratch.MEMORY
+        assert in_memory or cluster.directory.parent == place
+        assert bool(cluster.notes) != in_memory
+    with ScratchCluster(programs[17], place, memory=place / "no tmpfs") as cluster:
+        assert cluster.directory.parent == place
+        assert [note for note in cluster.notes if "not in memory" in note]
+
+
+def test_without_room_it_could_not_verify(programs: dict[int, Clients], place: Path) -> None:
+    everything = shutil.disk_usage(place).total
+    with pytest.raises(CouldNotVerify, match="has not that much room"):
+        ScratchCluster(programs[17], memory=place, expected_bytes=everything).__enter__()
+    with pytest.raises(CouldNotVerify, match="neither"):
+        ScratchCluster(programs[17], place, memory=place, expected_bytes=everything).__enter__()
+
+
+def test_a_path_too_long_for_a_socket_is_no_hindrance(programs: dict[int, Clients], place: Path) -> None:
+    deep = place / ("d" * 120)
+    deep.mkdir()
+    deep.chmod(0o1777)
+    with ScratchCluster(programs[17], memory=deep) as cluster:
+        sockets = cluster.socket_directory
+        assert cluster.directory.parent == deep
+        assert sockets.parent != deep
+        with connect(cluster.dsn(), application_name="backupd test") as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+    assert not sockets.exists()
+
+
+def test_programs_in_a_closed_directory_are_run_from_a_copy(programs: dict[int, Clients], place: Path) -> None:
+    """A checkout below /root, mode 0700, with files of mode 0600 and less: the server's account may enter none of it."""
+    closed = place / "root"
+    shutil.copytree(programs[17].directory.parent, closed / "install", symlinks=True)
+    for path in (closed, *closed.rglob("*")):
+        if not path.is_symlink():
+            path.chmod(path.stat().st_mode & 0o700)
+    [own] = [each for each in clients.find([closed / "install" / "bin"]) if each.directory == closed / "install" / "bin"]
+    with ScratchCluster(own, memory=place) as cluster, connect(cluster.dsn(), application_name="backupd test") as connection:
+        assert server(connection).major == 17
+        cluster.require_extensions(["pgcrypto"])
+        running = Path(f"/proc/{cluster.pid}/exe").readlink()
+        assert running.is_relative_to(closed) == (os.geteuid() != 0)
+    assert running.exists() == (os.geteuid() != 0)
+
+
+def test_programs_that_run_from_nowhere_could_not_verify(programs: dict[int, Clients], place: Path) -> None:
+    broken = place / "broken" / "bin"
+    broken.mkdir(parents=True)
+    (broken / "postgres").write_text("#!/bin/sh\nexit 1\n")
+    (broken / "postgres").chmod(0o755)
+    with (
+        pytest.raises(CouldNotVerify, match="cannot run the programs"),
+        ScratchCluster(Clients(broken, (17, 0), True, True), memory=place),
+    ):
+        pass
+
+
+def test_the_server_of_a_killed_owner_dies_and_its_directory_is_removed_by_the_next(
+    programs: dict[int, Clients], place: Path
+) -> None:
+    owner = subprocess.Popen(
+        [sys.executable, "-c", _OWNER, str(programs[17].directory), str(place)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert owner.stdout is not None
+        pid, directory = owner.stdout.readline().split()
+        assert scratch.leftovers(place) == []
+        assert _is_running(int(pid)), "the cluster of a living owner was ended"
+        assert Path(directory).is_dir()
+    finally:
+        owner.kill()
+        owner.communicate()
+    _wait_until_gone(int(pid))
+    assert scratch.leftovers(place) == [Path(directory)]
+    assert not Path(directory).exists()
+
+
+def test_a_server_that_outlived_its_owner_is_ended(programs: dict[int, Clients], place: Path) -> None:
+    """As on a host without setpriv: the server is nobody's child of ours and goes on."""
+    user = None if os.geteuid() else pwd.getpwnam("postgres")
+    own = place / "orphans"
+    own.mkdir(mode=0o755)
+    directory = own / "bd-scratch-orphan"
+    directory.mkdir(mode=0o700)
+    install = place / "install"
+    shutil.copytree(programs[17].directory.parent, install, symlinks=True)
+    if user is not None:
+        os.chown(directory, user.pw_uid, user.pw_gid)
+    account = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": list[int]()}
+    data = str(directory / "data")
+    subprocess.run(
+        [install / "bin" / "initdb", "-D", data, "-A", "peer", "--no-sync"], check=True, capture_output=True, cwd="/", **account
+    )  # type: ignore[call-overload]  # keyword arguments by name
+    child = subprocess.Popen(
+        [install / "bin" / "postgres", "-D", data, "-k", str(directory), "-h", ""],
+        cwd="/",
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **account,
+    )  # type: ignore[call-overload]  # as above
+    try:
+        until = time.monotonic() + DEADLINE_S
+        while not (directory / ".s.PGSQL.5432").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        link = own / "bd-scratch-link"
+        link.symlink_to(programs[17].directory)
+        assert scratch.leftovers(own) == [directory]
+        assert not _is_running(child.pid)
+        assert not directory.exists()
+        assert programs[17].directory.is_dir()
+    finally:
+        child.kill()
+        child.wait()
