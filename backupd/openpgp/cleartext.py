@@ -83,12 +83,12 @@ def verify(home: Home, signed: bytes, pinned: Collection[str]) -> Verified:
     A key that has expired since is accepted for what it signed before: backups outlive keys. A revoked one is not.
     Raises Tampered: changed, not signed, signed by another key, more than 64 MiB, or written in another way than `sign` writes.
     """
-    hash_name, packet = _parts(signed)
+    packet = _parts(signed)
     signature = signature_of(packet)
     text, report = _ask(home, signed)
     primary, key, signed_at = _signer(home, report, pinned)
-    if hash_name != signature.hash_name or signature.issuer != key[-16:]:
-        raise Tampered("the signature's header or issuer is not what was signed")
+    if signature.issuer != key[-16:]:
+        raise Tampered("the signature names another issuer than the key that made it")
     if not digest_of(signature, text).startswith(signature.check):
         raise Tampered("the signature does not begin with the digest of the text")
     if _render(text, signature, packet) != signed:
@@ -99,8 +99,8 @@ def verify(home: Home, signed: bytes, pinned: Collection[str]) -> Verified:
         raise Tampered("the signed text is not UTF-8") from error
 
 
-def _parts(signed: bytes) -> tuple[str, bytes]:
-    """Hash name and signature packet, from an armour that is written in its only way; for the rest, `_render` is the judge."""
+def _parts(signed: bytes) -> bytes:
+    """The signature packet, from an armour that is written in its only way; for the rest, `_render` is the judge."""
     if len(signed) > TEXT_BYTES:
         raise Tampered(f"a signed text of {len(signed)} bytes is too large", f"the limit is {TEXT_BYTES} bytes")
     if not signed.startswith(_MESSAGE):
@@ -119,7 +119,7 @@ def _parts(signed: bytes) -> tuple[str, bytes]:
         raise Tampered("the signature is damaged") from error
     if _armour(packet) != armour:
         raise Tampered("the signature is damaged")
-    return name, packet
+    return packet
 
 
 def _render(text: bytes, signature: Signature, packet: bytes) -> bytes:

@@ -166,12 +166,13 @@ def _generate(home: Home, user_id: str, purpose: Purpose, expires_days: int | No
 
 def _public_key(records: tuple[Record, ...], data: bytes) -> PublicKey:
     kinds = [record.kind for record in records]
-    # gpg shows the first key of a file and may keep silent about what follows, so the words are looked for too.
-    if "sec" in kinds or "ssb" in kinds or b"-----BEGIN PGP PRIVATE KEY BLOCK" in data:
+    if "sec" in kinds or "ssb" in kinds:
         raise KeyUnusable("this is a secret key, and it must leave this host", "use the file that gpg --export made")
-    blocks = data.count(b"-----BEGIN PGP PUBLIC KEY BLOCK")
-    if kinds.count("pub") != 1 or blocks > 1:
-        raise KeyUnusable(f"{max(kinds.count('pub'), blocks)} keys in one file", "one file holds one key")
+    if kinds.count("pub") != 1:
+        raise KeyUnusable(f"{kinds.count('pub')} keys in one file", "one file holds one key")
+    _, armour, rest = data.partition(b"-----END PGP PUBLIC KEY BLOCK-----")
+    if armour and rest.strip():
+        raise KeyUnusable("something follows the key", "one file holds one key, and nothing else")
     keys = list(_keys(records))
     primary = keys[0][0]
     users = [printable(record.field(10)) for record in records if record.kind == "uid" and record.field(2) not in {"r", "i"}]

@@ -197,7 +197,10 @@ def test_the_signature_packet_itself_has_one_spelling(checking: Home, ring: Ring
     issuer = body[: hashed + 4] + bytes([body[hashed + 4] ^ 1]) + body[hashed + 5 :]
     none = body[:hashed] + b"\0\0" + body[at:]
     digest = body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+    bits = int.from_bytes(body[at + 2 : at + 4])
+    number = body[: at + 2] + (bits + 1 if bits % 8 else bits - 1).to_bytes(2) + body[at + 4 :]
     others = {
+        "a number of another length in bits": b"\x88" + bytes([len(number)]) + number,
         "a new-format header": b"\xc2" + bytes([len(body)]) + body,
         "a longer length": b"\x89" + len(body).to_bytes(2) + body,
         "an unsigned remark": b"\x88" + bytes([len(grown)]) + grown,

@@ -144,6 +144,10 @@ def test_the_longest_path_that_is_accepted_works(memory: Path, ring: Ring) -> No
     with Home(directory=deep) as home:
         assert home.import_secret(ring.operations.secret) == ring.operations.fingerprint
     assert list(deep.iterdir()) == []
+    longer = memory / (deep.name + "d")
+    longer.mkdir()
+    with pytest.raises(ConfigError, match="too long"):
+        Home(directory=longer)
 
 
 def test_a_directory_that_is_not_there_is_a_configuration_error(memory: Path) -> None:

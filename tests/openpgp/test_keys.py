@@ -137,6 +137,25 @@ def test_a_file_of_several_keys_is_refused_however_they_are_joined(home: Home, r
             keys.inspect(data, "k")
 
 
+def test_bytes_behind_an_armoured_key_are_refused(home: Home, ring: Ring) -> None:
+    home.import_secret(ring.operations.secret)
+    secret = home.call("--export-secret-keys", ring.operations.fingerprint).stdout
+    for more in (secret, b"x"):  # of which gpg 2.2.40 says nothing
+        with pytest.raises(KeyUnusable):
+            keys.inspect(ring.operations.public + more, "k")
+    assert keys.inspect(ring.operations.public + b" \n\n", "k").fingerprint == ring.operations.fingerprint
+
+
+def test_a_subkey_that_the_primary_key_did_not_sign_is_not_counted(home: Home, ring: Ring) -> None:
+    home.import_public(ring.operations.public)
+    whole = exported(home, ring.operations.fingerprint)
+    listing = home.call("--list-packets", stdin=whole).stdout.decode()
+    last = [int(line.split("off=")[1].split()[0]) for line in listing.splitlines() if line.startswith("# off=")][-1]
+    key = keys.inspect(whole[:last], "k")
+    assert key.fingerprint == ring.operations.fingerprint
+    assert key.encryption_subkeys == ()
+
+
 def test_what_is_no_key_is_refused(ring: Ring) -> None:
     for data in (b"", b"no key", b"\0" * 100, ring.operations.public[:200], b"-----BEGIN PGP PUBLIC KEY BLOCK-----\n"):
         with pytest.raises(KeyUnusable, match=r"^k: "):
