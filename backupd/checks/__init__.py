@@ -5,7 +5,7 @@ A check never decides the verdict and never restores anything. It looks at a res
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -79,6 +79,11 @@ class Question:
     sql: str
     expected: tuple[tuple[str | None, ...], ...]
 
+    @classmethod
+    def expecting(cls, name: str, sql: str, rows: Iterable[Iterable[str | int | float | bool | None]]) -> Question:
+        """The same from values of a configuration: PostgreSQL writes true as `t`; a numeric's zeros need text (`"1.50"`)."""
+        return cls(name, sql, tuple(tuple(_as_postgresql_writes(value) for value in row) for row in rows))
+
 
 @dataclass(frozen=True, slots=True)
 class Objectives:
@@ -90,7 +95,7 @@ class Objectives:
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """The backup from outside: the first proved bytes of its database artifact, and what opens it.
+    """The backup from outside: the first 64 KiB of its database artifact, proved, and what opens it.
 
     `home` holds the secret key unless `session_key` is given; `key` is where the key comes from.
     """
@@ -119,6 +124,12 @@ class Drilled:
     started_at: datetime
     restore_s: float
     elapsed_s: Callable[[], float]
+
+
+def _as_postgresql_writes(value: str | int | float | bool | None) -> str | None:
+    if isinstance(value, bool):
+        return "t" if value else "f"
+    return None if value is None else str(value)
 
 
 class Check(Protocol):

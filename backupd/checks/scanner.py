@@ -57,6 +57,7 @@ class Wanted:
         self._seeds: set[bytes] = set()
         self._lengths: set[int] = set()
         self._keys: set[bytes] = set()
+        self.seeds = 0  # how many, each in all its spellings
 
     def seed(self, text: bytes, raw: bytes) -> None:
         """A TOTP seed: its base32 as it is written, and its bytes."""
@@ -64,15 +65,16 @@ class Wanted:
         base64 = b64encode(raw).rstrip(b"=")
         words = {bare, base64, base64.translate(_URLSAFE)}
         words |= {each.hex().encode() for each in (raw, text, bare, bare.lower())}
+        self.seeds += 1
         for word in words:
             if _SHORTEST <= len(word) <= _LONGEST:
                 self._seeds.add(self._digest(word))
                 self._lengths.add(len(word))
 
-    def key(self, raw: bytes) -> None:
-        """A key, 8 to 1024 bytes long; those that are text are looked for as text too."""
+    def key(self, raw: bytes) -> bool:
+        """A key, 8 to 1024 bytes long; those that are text are looked for as text too. False for one of another length."""
         if not _SHORTEST_KEY <= len(raw) <= REACH // 4:
-            return
+            return False
         words = {raw.hex().encode(), raw.hex().upper().encode(), b32encode(raw).rstrip(b"=")}
         if not re.search(rb"[\x00-\x1f]", raw):
             words |= {raw, raw.replace(b"\\", b"\\\\")}  # COPY doubles backslashes
@@ -80,6 +82,7 @@ class Wanted:
             base64 = b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
             words |= {base64, base64.translate(_URLSAFE)}
         self._keys |= {word for word in words if len(word) >= _SHORTEST_KEY}
+        return True
 
     @property
     def keys(self) -> Collection[bytes]:

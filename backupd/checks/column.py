@@ -1,0 +1,145 @@
+"""One encrypted column of the restored database, row by row: what the checks of second factors read.
+
+Reads a batch of rows at a time, so memory does not grow with the number of users. Leaves the database as it was: everything
+happens in one transaction that is rolled back, pgcrypto's installation included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg import sql
+
+from backupd.checks import TotpColumn
+from backupd.columns import Cell, Cipher, NotAuthentic, ciphers
+from backupd.columns.pgcrypto import PgpDecrypt
+from backupd.errors import ConfigError, CouldNotVerify
+from backupd.postgres.session import Connection, translated
+from backupd.redact import Secret, printable
+
+_BATCH = 2000
+_CORRUPT = "39000"  # SQLSTATE of pgcrypto's "Wrong key or corrupt data"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`value` is what the column holds: ciphertext, if all is well; None for NULL."""
+
+    row_id: str
+    enrolled: bool
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A column and what opens it; both usable inside the `with` block of `opened` only."""
+
+    connection: Connection
+    column: TotpColumn
+    cipher: Cipher
+    _query: sql.Composed
+
+    def rows(self) -> Iterator[Row]:
+        """Every row. Raises SourceError."""
+        with translated(f"read {printable(self.column.name)}"), self.connection.cursor("backupd_column") as cursor:
+            cursor.itersize = _BATCH
+            cursor.execute(self._query)
+            for row_id, enrolled, value in cursor:
+                yield Row(row_id, enrolled, None if value is None else bytes(value))
+
+    def cell(self, row: Row) -> Cell:
+        """Where the value stands, as the application that wrote it spells that."""
+        return Cell(self.column.table, self.column.column, row.row_id)
+
+
+@contextmanager
+def opened(connection: Connection, column: TotpColumn) -> Iterator[Reader]:
+    """The column with the keys that its own custodian gives.
+
+    Raises SecretUnavailable, KeysUnusable, ConfigError for a table or column that is not there, CouldNotVerify without pgcrypto
+    where that is needed, SourceError.
+    """
+    keys = column.keys.fetch()
+    with connection.transaction(force_rollback=True):
+        query = _query(connection, column)
+        decrypt = _on_server(connection) if column.cipher == "pgcrypto" else None
+        yield Reader(connection, column, ciphers.open_cipher(column.cipher, keys, decrypt), query)
+
+
+def _query(connection: Connection, column: TotpColumn) -> sql.Composed:
+    name = _table(connection, column.table)
+    types = dict(_columns(connection, name))
+    for wanted in filter(None, (column.id_column, column.column, column.enrolled)):
+        if wanted not in types:
+            message = f"the restored table {printable(name)} has no column {printable(wanted)}"
+            raise ConfigError(message, "look at [[sources.….totp]]")
+    value = sql.Identifier(column.column)
+    data = value if types[column.column] == "bytea" else sql.SQL("convert_to({}::text, 'UTF8')").format(value)
+    enrolled = sql.SQL("{} IS NOT NULL").format(value)
+    if column.enrolled is not None:
+        enrolled = sql.SQL("coalesce({}::boolean, false)").format(sql.Identifier(column.enrolled))
+    source = sql.SQL(name)  # as the server itself quoted it
+    return sql.SQL("SELECT {}::text, {}, {} FROM {}").format(sql.Identifier(column.id_column), enrolled, data, source)
+
+
+def _table(connection: Connection, name: str) -> str:
+    """The table's qualified name. One without a schema is looked for in all: a restored database has no search_path set."""
+    with translated(f"find table {printable(name)}"):
+        found = connection.execute(
+            "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE c.oid = to_regclass(%(name)s) OR (to_regclass(%(name)s) IS NULL AND relkind IN ('r', 'p')"
+            " AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND ARRAY[relname::text] = parse_ident(%(name)s))",
+            {"name": name},
+        ).fetchall()
+    if len(found) != 1:
+        problem = "there is no table" if not found else f"there are {len(found)} tables"
+        raise ConfigError(f"in the restored database {problem} {printable(name)}", "write SCHEMA.TABLE in [[sources.….totp]]")
+    return str(found[0][0])
+
+
+def _columns(connection: Connection, table: str) -> list[tuple[str, str]]:
+    with translated(f"read the columns of {printable(table)}"):
+        return connection.execute(
+            "SELECT attname::text, typname::text FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
+            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+            (table,),
+        ).fetchall()
+
+
+def _on_server(connection: Connection) -> PgpDecrypt:
+    """Decryption on the scratch server, by bind parameters; each call in a savepoint, so that one bad value ends nothing."""
+    schema = _pgcrypto_schema(connection)
+    call = sql.SQL("SELECT {}.pgp_sym_decrypt_bytea(%s, %s)").format(sql.Identifier(schema))
+
+    def decrypt(message: bytes, passphrase: Secret) -> bytes:
+        try:
+            with connection.transaction():
+                [(plaintext,)] = connection.execute(call, (message, passphrase.text())).fetchall()
+        except psycopg.Error as error:
+            if error.sqlstate == _CORRUPT:
+                raise NotAuthentic("pgcrypto does not open a value: wrong key, or the value was changed") from None
+            raise
+        return bytes(plaintext)
+
+    return decrypt
+
+
+def _pgcrypto_schema(connection: Connection) -> str:
+    """Where pgcrypto's functions are; installs it where the database lacks it, for the length of the transaction."""
+    query = "SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'pgcrypto'"
+    with translated("find pgcrypto in the restored database"):
+        found = connection.execute(query).fetchall()
+        if found:
+            return str(found[0][0])
+        try:
+            with connection.transaction():
+                connection.execute("CREATE SCHEMA backupd_pgcrypto; CREATE EXTENSION pgcrypto SCHEMA backupd_pgcrypto")
+        except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported) as error:
+            said = error.diag.message_primary or "it is not installed"
+            raise CouldNotVerify(
+                f"the scratch server has no pgcrypto: {printable(said)}", "install postgresql-contrib"
+            ) from None
+    return "backupd_pgcrypto"
