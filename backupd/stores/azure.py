@@ -60,6 +60,8 @@ def open_azure(
         else:
             if endpoint_url is None:
                 raise ConfigError(f"{url} names no storage account", "set endpoint_url = https://ACCOUNT.blob.core.windows.net")
+            if login is None and not endpoint_url.startswith("https://"):
+                raise ConfigError(f"the login to {url} is not sent without TLS", "write endpoint_url with https://")
             client = ContainerClient(endpoint_url, container, credential=given[0].text() if given else _identity(), **options)
     except (ValueError, AzureError) as error:
         # Without the SDK's words: they may quote a connection string.

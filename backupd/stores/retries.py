@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 class Patience:
     """How long a store is waited for: seconds per connection and per answer, then tries in all and the waits between them.
 
+    `connect_timeout_s` also bounds a send that makes no progress at all, since that is how the HTTP libraries use it.
+
     The wait before try n+1 is random between 0 and `base_s * 2**(n-1)`, at most `cap_s`: exponential backoff with full jitter,
     so that hundreds of runs which one outage stopped do not come back as one wave.
     """

@@ -63,7 +63,7 @@ TRICKY_ORDER = ("a", "a-b/c", "a-c", "a.b", "a0", "aa/b/c/d", "ab", "b/1", "b/10
 
 # Generous where a busy machine may be slow, quick where the tests make faults on purpose.
 QUICK = Patience(connect_timeout_s=30, read_timeout_s=60, tries=4, base_s=0.01, cap_s=0.02)
-IMPATIENT = Patience(connect_timeout_s=5, read_timeout_s=2, tries=6, base_s=0.01, cap_s=0.02)
+IMPATIENT = Patience(connect_timeout_s=2, read_timeout_s=2, tries=6, base_s=0.01, cap_s=0.02)
 
 
 class Place(Protocol):
