@@ -257,6 +257,30 @@ def test_a_message_of_a_weaker_cipher_is_refused(ring: Ring) -> None:
             opened(home, weaker)
 
 
+def test_each_line_that_proves_a_whole_message_is_needed_exactly_once(reader: Home, message: bytes) -> None:
+    """Other versions of gpg may end well where this one fails: the report alone must do."""
+    unsealing = messages.unseal(reader)
+    report = Path(unsealing.command.argv[unsealing.command.argv.index("--status-file") + 1])
+    run(unsealing.command, message, timeout_s=60)
+    lines = report.read_text().splitlines(keepends=True)
+    unsealing.judge()
+    for keyword in ("BEGIN_DECRYPTION", "DECRYPTION_INFO", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION"):
+        [at] = [number for number, line in enumerate(lines) if line.split()[1] == keyword]
+        for others in (lines[:at] + lines[at + 1 :], [*lines[:at], lines[at], *lines[at:]]):
+            report.write_text("".join(others))
+            with pytest.raises(Tampered, match=keyword):
+                unsealing.judge()
+    for more in ("DECRYPTION_FAILED", "BADMDC", "NODATA 3", "FAILURE decrypt 1"):
+        report.write_text("".join(lines) + f"[GNUPG:] {more}\n")
+        with pytest.raises(Tampered, match="damaged"):
+            unsealing.judge()
+    at = next(number for number, line in enumerate(lines) if line.split()[1] == "PLAINTEXT")
+    report.write_text(lines[at] + "".join(lines[:at] + lines[at + 1 :]))
+    with pytest.raises(Tampered, match="did not come out"):
+        unsealing.judge()
+    unsealing.close()
+
+
 def test_opening_many_messages_leaves_no_reports_behind(reader: Home, message: bytes) -> None:
     opened(reader, message)
     before = set(reader.path.iterdir())
