@@ -34,6 +34,7 @@ from backupd.transfer import Progress
 
 if TYPE_CHECKING:  # an operation's own room is imported by the method that runs it, so that `list` does not pay for `backup`
     from backupd.backup import Protected, Sealing
+    from backupd.check import Line
     from backupd.config.models import Config
     from backupd.config.models import SecretRef as ConfiguredSecret
     from backupd.config.models import Source as ConfiguredSource
@@ -242,6 +243,23 @@ class Service:
             manifest = entry.proved()
         to = Target(target, self.client_directories(entry.source))
         return restore(manifest, self.store, key, to, self.trail, progress)
+
+    def check(self) -> list[Line]:
+        """Look at everything that the operations above need."""
+        from backupd.check import Parts, check
+
+        parts = Parts(
+            config=self.config,
+            custodian=self.custodian,
+            public_key=public_key,
+            home=lambda: self.home,
+            signer=lambda: self.signer,
+            store=lambda: self.store,
+            catalog=lambda: self.catalog,
+            trail=lambda: self.trail,
+            dsn=self.dsn,
+        )
+        return check(parts)
 
     def opening_key(self, path: Path | None) -> Secret:
         """A secret key that opens backups: from a file, or from the drill's custodian. Raises ConfigError without either."""

@@ -129,7 +129,7 @@ def collect(snapshot: Snapshot, level: Level, digest_tables: Collection[str] = (
     Raises ConfigError for one that is not there, and SourceDenied that names table and remedy where a right is missing or row
     security filters.
     """
-    _may_read_everything(snapshot.connection)
+    require_readable(snapshot.connection)
     return look(snapshot.connection, level, digest_tables)
 
 
@@ -217,7 +217,8 @@ def _large_object_differences(expected: LargeObjects | None, shown: LargeObjects
         yield f"there are {shown.count} large objects, as expected, and they have other contents"
 
 
-def _may_read_everything(connection: Connection) -> None:
+def require_readable(connection: Connection) -> None:
+    """Raises SourceDenied that names the first table or sequence of which a dump could not read everything, and the remedy."""
     with translated("look for missing rights"), _fixed_text(connection):
         rows = connection.execute(_DENIED).fetchall()
         [(user,)] = connection.execute("SELECT quote_ident(current_user)").fetchall()

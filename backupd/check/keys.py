@@ -1,0 +1,137 @@
+"""Custodians and OpenPGP keys: every secret can be fetched, and every key does its work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
+from backupd.config.models import Config, SecretRef
+from backupd.errors import BackupdError
+from backupd.openpgp import Home, cleartext, keys, messages
+from backupd.openpgp.keys import PublicKey
+from backupd.pipeline import run
+
+PROBE = "backupd check\n"
+SEAL_TIMEOUT_S = 120.0
+
+
+def look(parts: Parts, now: datetime) -> Iterator[Line]:
+    """Lines on custodians, recipients, the signing key and the key of the drill."""
+    for what, ref in references(parts.config):
+        yield from guarded("custody", _fetched(parts, what, ref))
+    yield from guarded("custody", _apart(parts))
+    recipients: list[PublicKey] = []
+    for path in parts.config.encryption.recipients:
+        try:
+            key = parts.public_key(path)
+        except BackupdError as error:
+            yield problem("keys", error.message, error.hint or "export the public key anew")
+            continue
+        recipients.append(key)
+        yield from _judged(key, now, "encrypt", "recipient")
+    if recipients:
+        yield from guarded("keys", _seals(parts, recipients))
+    yield from guarded("keys", _signs(parts, recipients, now))
+    if parts.config.drill.secret_key is not None and recipients:
+        yield from guarded("keys", _opens(parts, recipients))
+
+
+def references(config: Config) -> Iterator[tuple[str, SecretRef]]:
+    """Every secret that the configuration refers to, and what it is."""
+    named: list[tuple[str, SecretRef | None]] = [
+        ("the store's secret access key", config.store.secret_access_key),
+        ("the store's connection string", config.store.connection_string),
+        ("the signing key", config.encryption.signing_key),
+        ("the trail's password", config.audit.password),
+        ("the drill's secret key", config.drill.secret_key),
+    ]
+    for name, source in config.sources.items():
+        named.append((f"the password of {name}", source.password))
+        for each in source.totp:
+            named.append((f"the column keys of {name}: {each.table}.{each.column}", each.keys))
+            named.append((f"the canary of {name}: {each.table}.{each.column}", each.canary.secret if each.canary else None))
+    return ((what, ref) for what, ref in named if ref is not None)
+
+
+def _fetched(parts: Parts, what: str, ref: SecretRef) -> Iterator[Line]:
+    custodian = parts.custodian(ref)
+    custodian.fetch()
+    if ref.kind == "env":
+        yield warning(
+            "custody",
+            f"{what} is in the environment, {custodian.locator}: every process of this user can read it",
+            "keep it in a file of mode 0600 or a systemd credential",
+        )
+    else:
+        yield ok("custody", f"{what} is in {custodian.locator}")
+
+
+def _apart(parts: Parts) -> Iterator[Line]:
+    """Column keys and backup keys in one place fall to one thief."""
+    ours = [parts.config.drill.secret_key, parts.config.encryption.signing_key]
+    places = {_place(parts, ref) for ref in ours if ref is not None}
+    columns = [each for source in parts.config.sources.values() for each in source.totp]
+    for each in columns:
+        if _place(parts, each.keys) in places:
+            yield problem(
+                "custody",
+                f"the column keys of {each.table}.{each.column} and a key of the backups are in one place",
+                "keep them with different custodians: who finds one must not have the other",
+            )
+
+
+def _place(parts: Parts, ref: SecretRef) -> str:
+    return parts.custodian(ref).locator.partition("#")[0]
+
+
+def _judged(key: PublicKey, now: datetime, purpose: keys.Purpose, what: str) -> Iterator[Line]:
+    found = keys.problems(key, now, purpose=purpose)
+    for each in found:
+        yield (problem if each.fatal else warning)("keys", each.message, each.hint)
+    if not found:
+        end = "never" if key.expires_at is None else f"on {key.expires_at:%Y-%m-%d}"
+        yield ok("keys", f"{what} {key.fingerprint} ({key.user_id}) expires {end}")
+
+
+def _seals(parts: Parts, recipients: list[PublicKey]) -> Iterator[Line]:
+    sealed = run(messages.seal(parts.home(), recipients), PROBE.encode(), timeout_s=SEAL_TIMEOUT_S)
+    messages.assert_sealed_to(sealed.stdout, recipients)
+    yield ok("keys", f"a text was sealed to the {len(recipients)} recipients")
+
+
+def _signs(parts: Parts, recipients: list[PublicKey], now: datetime) -> Iterator[Line]:
+    if parts.config.encryption.signing_key is None:
+        yield ok("keys", "this host signs nothing: it can restore, and makes no backups")
+        return
+    signer = parts.signer()
+    public = keys.inspect(parts.home().call("--armor", "--export", signer).stdout, "the signing key", home=parts.home())
+    yield from _judged(public, now, "sign", "signing key")
+    signed = cleartext.sign(parts.home(), PROBE, signer)
+    named = {parts.public_key(path).fingerprint for path in parts.config.encryption.signers} or {signer}
+    if public.fingerprint not in named:
+        yield problem("keys", f"the signing key {signer} is none of the signers", "add its public key to [encryption] signers")
+    cleartext.verify(parts.home(), signed, {signer})
+    yield ok("keys", "a text was signed, and its signature verified")
+    sealed_to = {sub.fingerprint for key in recipients for sub in key.encryption_subkeys}
+    if {key.fingerprint for key in recipients} & {public.fingerprint} or signer in sealed_to:
+        yield problem(
+            "keys",
+            f"the signing key {signer} is also a recipient: this host can read its own backups",
+            "make a key that only signs: backupd keys generate",
+        )
+
+
+def _opens(parts: Parts, recipients: list[PublicKey]) -> Iterator[Line]:
+    """The drill's key is one that backups are sealed to; it is looked at in a home of its own, away from the signing key's."""
+    ref = parts.config.drill.secret_key
+    if ref is None:
+        return
+    with Home() as home:
+        fingerprint = home.import_secret(parts.custodian(ref).fetch())
+    if fingerprint in {key.fingerprint for key in recipients}:
+        yield ok("keys", f"the drill's secret key {fingerprint} is a recipient's")
+    else:
+        yield problem(
+            "keys", f"the drill's secret key {fingerprint} opens nothing: it is no recipient's", "see [drill] secret_key"
+        )

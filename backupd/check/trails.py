@@ -1,0 +1,113 @@
+"""The trail: whether it is whole and guarded, and whether it and the store tell the same story."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from backupd.audit.records import Operation, Phase, Record
+from backupd.audit.trail import Run, Trail
+from backupd.catalog import by_source
+from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
+
+AREA = "trail"
+VERIFY = "run `backupd audit verify`, and find out who changed it"
+
+
+@dataclass(slots=True)
+class Told:
+    """What the trail tells of one source."""
+
+    done: set[str] = field(default_factory=set)
+    begun: set[str] = field(default_factory=set)
+    pruned: set[str] = field(default_factory=set)
+    first_backup: datetime | None = None
+    last_drill: Record | None = None
+    last_pass: datetime | None = None
+
+    def hear(self, record: Record) -> None:
+        """Take in one record of this source."""
+        match record.operation:
+            case Operation.BACKUP if record.backup_id is not None:
+                (self.done if record.phase is Phase.DONE else self.begun).add(record.backup_id)
+                self.first_backup = self.first_backup or record.at
+            case Operation.PRUNE if record.backup_id is not None and record.phase in (Phase.DONE, Phase.EVENT):
+                self.pruned.add(record.backup_id)
+            case Operation.RESTORE_TEST if record.phase.is_outcome:
+                self.last_drill = record
+                if record.phase is Phase.DONE:
+                    self.last_pass = record.at
+            case _:
+                pass
+
+
+def look(parts: Parts, now: datetime, run: Run) -> Iterator[Line]:
+    """Lines on the trail; `run` is this check's own, which is no orphan."""
+    trail = parts.trail()
+    yield from guarded(AREA, _whole(trail, run))
+    yield from guarded(AREA, _guarded(trail))
+    yield from guarded(AREA, _agrees(parts, trail, now))
+
+
+def _whole(trail: Trail, run: Run) -> Iterator[Line]:
+    report = trail.verify(living={run.run_id})
+    for each in report.findings:
+        text = f"record {each.seq}: {each.detail}"
+        if each.kind.is_warning:
+            yield warning(AREA, text, "a run was killed, or is at work right now")
+        else:
+            yield problem(AREA, text, VERIFY)
+    if report.ok:
+        yield ok(AREA, f"its {report.records} records are one unbroken chain")
+
+
+def _guarded(trail: Trail) -> Iterator[Line]:
+    for right in trail.excess_rights():
+        yield warning(AREA, right, "leave it INSERT and SELECT, or mode 0600, and keep a copy of its head elsewhere")
+
+
+def _agrees(parts: Parts, trail: Trail, now: datetime) -> Iterator[Line]:
+    told = {name: Told() for name in parts.config.sources}
+    for record in trail.records():
+        if record.source in told:
+            told[record.source].hear(record)
+    yield from guarded(AREA, _against_store(parts, told))
+    for name, each in told.items():
+        yield from _drilled(parts, name, each, now)
+
+
+def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
+    stored = by_source(parts.catalog().list())
+    for name, each in told.items():
+        area = f"backups {name}"
+        there = {entry.backup_id for entry in stored.get(name, [])}
+        missing = sorted(each.done - there - each.pruned)
+        for backup_id in missing:
+            yield problem(area, f"{backup_id} is in the trail and not in the store", "find out who removed it")
+        unknown = sorted(there - each.done - each.begun)
+        for backup_id in unknown:
+            yield problem(area, f"{backup_id} is in the store and not in the trail", "find out who made it")
+        cut_off = sorted((there & each.begun) - each.done)
+        for backup_id in cut_off:
+            yield warning(area, f"{backup_id} is in the store, and the trail does not say that it was done", "verify it")
+        if not (missing or unknown or cut_off):
+            yield ok(area, "the trail and the store name the same backups")
+
+
+def _drilled(parts: Parts, name: str, told: Told, now: datetime) -> Iterator[Line]:
+    area, allowed = f"drill {name}", parts.config.drill.max_age_days
+    hint = f"run `backupd restore-test {name}`"
+    if told.last_drill is not None and told.last_drill.phase is not Phase.DONE:
+        yield problem(area, f"the last drill, of {told.last_drill.at:%Y-%m-%d}, did not pass", hint)
+    since = told.last_pass or told.first_backup
+    if since is None:
+        return
+    days = (now - since) / timedelta(days=1)
+    if told.last_pass is None:
+        text = "no restore was ever tested"
+        yield (problem if days > allowed else warning)(area, text, hint)
+    elif days > allowed:
+        yield problem(area, f"the last drill that passed is {days:.0f} days old, and {allowed} are allowed", hint)
+    else:
+        yield ok(area, f"the last drill that passed is {days:.0f} days old")

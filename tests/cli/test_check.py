@@ -1,0 +1,181 @@
+"""`backupd check`: what is wrong with an installation, told before a backup fails on it."""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import pytest
+
+from backupd.openpgp.keys import generate
+from tests.installation import SOURCE, Completed, Installation, keep
+from tests.parts.s3 import S3Server
+
+
+def lines(done: Completed, state: str) -> list[str]:
+    """What was said in this state, as `area: text`; each of them with a hint."""
+    found: list[dict[str, Any]] = [each for each in done.json["lines"] if each["state"] == state]
+    assert all(bool(each["hint"]) == (state != "ok") for each in found)
+    return [f"{each['area']}: {each['text']}" for each in found]
+
+
+def only(done: Completed, state: str) -> str:
+    """The one line of this state."""
+    found = lines(done, state)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_a_sound_installation_passes(lived_in: Installation) -> None:
+    """Everything is looked at, nothing is a problem, and the check stands in the trail."""
+    done = lived_in.run("check", "--json").ok()
+    assert done.json["ok"] is True
+    assert lines(done, "problem") == []
+    seen = "\n".join(lines(done, "ok"))
+    for part in (
+        "configuration: ",
+        "custody: the signing key is in file:",
+        "keys: recipient ",
+        "keys: a text was sealed to the 2 recipients",
+        "keys: a text was signed, and its signature verified",
+        "keys: the drill's secret key ",
+        "store: file://",
+        "backups clinic: the newest of 2, ",
+        "backups clinic: the trail and the store name the same backups",
+        "trail: its ",
+        "source clinic: its clock and ours agree",
+        "source clinic: every table and sequence may be read",
+        "source clinic: all 12 second factors in users.totp_secret are encrypted, with the keys 2026-1",
+        "source clinic: roles are backed up with their passwords' hashes",
+        "source clinic: pg_dump 17",
+        "host: /dev/shm is a tmpfs",
+    ):
+        assert part in seen
+    assert any("no restore was ever tested" in each for each in lines(done, "warning"))
+    record = lived_in.records()[-1]
+    assert (record["operation"], record["phase"], record["details"]["problems"]) == ("check", "done", [])
+
+
+def test_nothing_of_a_check_stays_in_the_store(clinic: Installation) -> None:
+    """The store's round trip is an upload that is given up: not a file is left of it."""
+    clinic.run("check").ok()
+    assert clinic.store is not None
+    assert [path for path in clinic.store.rglob("*") if path.is_file()] == []
+
+
+def test_people_get_a_table_and_a_hint_for_each_line(clinic: Installation) -> None:
+    """Without --json, what is wrong stands again below the table, with what to do."""
+    done = clinic.run("check").ok()
+    assert "there is no backup yet" in done.stdout
+    assert "hint: run `backupd backup clinic`" in done.stdout
+
+
+def test_a_plaintext_second_factor_is_a_problem(clinic: Installation) -> None:
+    """The hazard itself: it is counted, and never printed."""
+    clinic.database.execute("UPDATE users SET totp_secret = %s WHERE id = 3", (clinic.secrets.seeds[2].encode(),))
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert only(done, "problem") == (
+        "source clinic: 1 of 12 second factors in users.totp_secret are not encrypted with aes-256-gcm"
+    )
+
+
+def test_a_table_that_may_not_be_read_is_named(clinic: Installation) -> None:
+    """One missing right is told with the GRANT that mends it."""
+    clinic.database.execute(f"REVOKE pg_read_all_data FROM {clinic.role}; GRANT SELECT ON users TO {clinic.role}")
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert 'may not read table "public"."appointments"' in only(done, "problem")
+    assert any("roles are backed up without passwords" in each for each in lines(done, "warning"))
+
+
+def test_a_superuser_is_warned_about(clinic: Installation) -> None:
+    """A backup needs none of a superuser's rights."""
+    clinic.database.execute(f"ALTER ROLE {clinic.role} SUPERUSER")
+    assert any("is a superuser" in each for each in lines(clinic.run("check", "--json").ok(), "warning"))
+
+
+def test_everything_is_looked_at_though_the_server_is_gone(clinic: Installation) -> None:
+    """An unreachable source is one problem, and keys, store and trail are still told."""
+    at = clinic.tables["source"].replace(f":{clinic.database.server.port}/", ":1/")
+    done = clinic.run("check", "--json", config=clinic.configure("gone.toml", source=at))
+    assert done.code == 1
+    assert "there is no server at this address" in only(done, "problem")
+    assert any("takes uploads" in each for each in lines(done, "ok"))
+    assert any("signature verified" in each for each in lines(done, "ok"))
+
+
+def test_a_missing_secret_and_one_in_the_environment_are_told(clinic: Installation) -> None:
+    """Every custodian is asked."""
+    (clinic.custody / "canary").unlink()
+    at = clinic.tables["source"].replace('file = "custody/password"', 'env = "CLINIC_PASSWORD"')
+    config = clinic.configure("env.toml", source=at)
+    done = clinic.run("check", "--json", config=config, env={"CLINIC_PASSWORD": clinic.secrets.password})
+    assert done.code == 1
+    assert "custody/canary does not exist" in only(done, "problem")
+    assert any("is in the environment, env:CLINIC_PASSWORD" in each for each in lines(done, "warning"))
+
+
+def test_keys_that_soon_expire_or_open_nothing_are_told(clinic: Installation) -> None:
+    """A recipient with ten days left is a warning; a drill's key that is no recipient's is a problem."""
+    soon = generate("Clinic backups, soon", purpose="encrypt", expires_days=10)
+    (clinic.keys / "operations.pub.asc").write_bytes(soon.public)
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert "opens nothing: it is no recipient's" in only(done, "problem")
+    assert any(f"{soon.fingerprint} (Clinic backups, soon) expires on" in each for each in lines(done, "warning"))
+
+
+def test_column_keys_beside_backup_keys_are_a_problem(clinic: Installation) -> None:
+    """Who finds the one must not have the other."""
+    keep(clinic.custody / "keyring.json", clinic.secrets.signing.secret.reveal())
+    totp = clinic.tables["totp"].replace("custody/keyring.json", "custody/signing.sec.asc")
+    done = clinic.run("check", "--json", config=clinic.configure("mixed.toml", totp=totp))
+    assert done.code == 1
+    assert "are in one place" in only(done, "problem")
+
+
+def test_a_backup_that_vanished_and_one_that_nobody_recorded(clinic: Installation) -> None:
+    """The trail and the store accuse each other."""
+    gone, moved = clinic.back_up(), clinic.back_up()
+    assert clinic.store is not None
+    shutil.rmtree(clinic.store / SOURCE / gone)
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert only(done, "problem") == f"backups clinic: {gone} is in the trail and not in the store"
+
+    clinic.trail.rename(clinic.directory / "hidden.db")
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert only(done, "problem") == f"backups clinic: {moved} is in the store and not in the trail"
+
+
+def test_a_trail_that_cannot_be_written_is_told_and_the_rest_looked_at(clinic: Installation) -> None:
+    """The check itself is the one operation that goes on without a trail."""
+    audit = f'[audit]\nurl = "sqlite:///{clinic.directory}/nowhere/audit.db"\n'
+    done = clinic.run("check", "--json", config=clinic.configure("nowhere.toml", audit=audit))
+    assert done.code == 1
+    assert only(done, "problem").startswith("trail: check was not begun, because it cannot be recorded")
+    assert any("may be read, all rows" in each for each in lines(done, "ok"))
+
+
+@pytest.mark.parametrize("what", ["second column", "second table"])
+def test_second_factors_that_are_not_there_are_told(clinic: Installation, what: str) -> None:
+    """A column or table of the configuration that the database does not have."""
+    wrong = {"second column": ('"totp_secret"', '"otp"'), "second table": ('"users"', '"accounts"')}[what]
+    done = clinic.run("check", "--json", config=clinic.configure("wrong.toml", totp=clinic.tables["totp"].replace(*wrong)))
+    assert done.code == 1
+    assert "there is no column" in only(done, "problem")
+
+
+def test_a_store_that_only_lets_us_read_is_a_problem(clinic: Installation, s3_server: S3Server) -> None:
+    """The upload is refused in the check, not at two in the morning."""
+    keep(clinic.custody / "s3", clinic.secrets.planted.register(s3_server.reader.secret_key, "S3 key").encode())
+    store = (
+        f'[store]\nurl = "s3://{s3_server.new_bucket()}/prod"\nendpoint_url = "{s3_server.endpoint}"\nregion = "us-east-1"\n'
+        f'access_key_id = "{s3_server.reader.access_key}"\nsecret_access_key = {{ file = "custody/s3" }}\n'
+    )
+    done = clinic.run("check", "--json", config=clinic.configure("reader.toml", store=store))
+    assert done.code == 1
+    assert only(done, "problem").startswith("store: ")
+    assert any(each == "store: it answers reads" for each in lines(done, "ok"))
