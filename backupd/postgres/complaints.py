@@ -19,7 +19,8 @@ _STATEMENT = re.compile(r"(?:detail: )?(?:Query was|Command was|The command was|
 
 def lines(program: str, stderr: str) -> list[str]:
     """The program's own lines, each without its name: no statements, no details or context of the server's, no values."""
-    own = (line.partition(f"{program}: ")[2] for line in stderr.splitlines() if f"{program}: " in line)
+    start = f"{program}: "
+    own = (line.removeprefix(start) for line in stderr.splitlines() if line.startswith(start))
     return [masked(line) for line in own if not _STATEMENT.match(line)]
 
 

@@ -106,7 +106,7 @@ class Dsn:
         names = _environment_names()
         found = {names[keyword]: value for keyword, value in given.items() if keyword in names}
         if self.password is not None:
-            found["PGPASSWORD"] = self.password.text()
+            found["PGPASSWORD"] = _text(self.password)
         return found | {"LC_ALL": "C"}
 
     def argument(self) -> str:
@@ -141,7 +141,18 @@ def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, aut
 def _conninfo(dsn: Dsn, ours: Mapping[str, str]) -> str:
     """With the password in it, so it is never held in a variable: tracebacks show those."""
     known = {"sslmode": "prefer", **_KEEPALIVES, **dict(dsn.parameters), **ours, "client_encoding": "UTF8"}
-    return make_conninfo("", **known, **({} if dsn.password is None else {"password": dsn.password.text()}))
+    return make_conninfo("", **known, **({} if dsn.password is None else {"password": _text(dsn.password)}))
+
+
+def _text(password: Secret) -> str:
+    """Raises ConfigError for bytes that no PostgreSQL password can be."""
+    try:
+        text = password.text()
+    except ValueError:
+        text = "\0"
+    if "\0" in text:
+        raise ConfigError("the database password is not a text", "is it read from the right file?")
+    return text
 
 
 def server(connection: Connection) -> Server:

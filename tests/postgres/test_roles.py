@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 
@@ -125,6 +127,27 @@ def test_attributes_hashes_and_odd_names_are_kept(superuser: Connection) -> None
     assert row == (False, True, True, HASH, True)
     [(config,)] = superuser.execute("SELECT rolconfig FROM pg_roles WHERE rolname = 'Ünï'''").fetchall()
     assert config == ["myapp.who=it\\'s; --"]
+
+
+_NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=15).filter(
+    lambda name: not name.startswith("pg_") and name not in ("public", "none")
+)
+
+
+@given(name=_NAMES, text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=30))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_name_and_text_that_postgresql_quotes_is_read_back(superuser: Connection, name: str, text: str) -> None:
+    with superuser.transaction(force_rollback=True):
+        [(quoted, literal)] = superuser.execute(
+            "SELECT quote_ident(%s), (CASE WHEN strpos(%s, '\\') > 0 THEN ' ' ELSE '' END) || quote_literal(%s)",
+            (name, text, text),
+        ).fetchall()
+        report = roles.apply(superuser, f"CREATE ROLE {quoted};\nCOMMENT ON ROLE {quoted} IS {literal};\nCREATE ROLE after;\n")
+        assert report == roles.RolesReport((name, "after"), (), ())
+        comments = superuser.execute(
+            "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %s", (name,)
+        ).fetchall()
+        assert comments == [(text,)]
 
 
 def test_memberships_of_every_major_are_understood(superuser: Connection) -> None:

@@ -42,6 +42,15 @@ def test_a_password_from_a_custodian_takes_the_place_of_the_written_one() -> Non
     assert dsn.environment()["PGPASSWORD"] == "new-password"
 
 
+@pytest.mark.parametrize("password", [b"\xff\xfe", b"pass\0word"])
+def test_a_password_that_is_no_text_is_a_configuration_error(password: bytes) -> None:
+    dsn = Dsn.parse("postgresql://u@/d", Secret(password))
+    with pytest.raises(ConfigError, match="not a text"):
+        dsn.environment()
+    with pytest.raises(ConfigError, match="not a text"):
+        connect(dsn, application_name="test")
+
+
 def test_without_a_host_it_is_the_usual_socket() -> None:
     assert Dsn.parse("postgresql://u@/d").host == "/var/run/postgresql"
 
