@@ -100,7 +100,8 @@ class S3Store:
                 lambda: self._client.create_multipart_upload(Bucket=self._bucket, Key=key, Metadata={_TOKEN: token}, **extra),
             )
         except StoreError as error:
-            raise self._refused_lock(error) from error
+            self._explain_lock(error)
+            raise
         return S3Upload(self, name, answer["UploadId"], token)
 
     def create(self, name: str, data: bytes) -> None:
@@ -118,7 +119,8 @@ class S3Store:
             if not self.is_ours(name, token):
                 raise
         except StoreError as error:
-            raise self._refused_lock(error) from error
+            self._explain_lock(error)
+            raise
         self.confirm(name, token, len(data))
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
@@ -242,12 +244,11 @@ class S3Store:
             return
         raise ObjectExists(f"{name} exists already in {self.url}, and objects are never replaced")
 
-    def _refused_lock(self, error: StoreError) -> StoreError:
-        """The same error; with a lock, servers say no more than `InvalidRequest` when the bucket cannot lock."""
-        if self._lock is None or _code(error) != "InvalidRequest":
-            return error
-        hint = "the bucket must be made with Object Lock enabled; or remove `lock` from the store"
-        return StoreError(f"{error.message} (written with a lock)", hint)
+    def _explain_lock(self, error: StoreError) -> None:
+        """With a lock, servers say no more than `InvalidRequest` when the bucket cannot lock: raise what that means."""
+        if self._lock is not None and _code(error) == "InvalidRequest":
+            hint = "the bucket must be made with Object Lock enabled; or remove `lock` from the store"
+            raise StoreError(f"{error.message} (written with a lock)", hint) from error
 
     def _locked(self) -> dict[str, Any]:
         if self._lock is None:
