@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # an operation's own room is imported by the method that runs
     from backupd.config.models import Config
     from backupd.config.models import SecretRef as ConfiguredSecret
     from backupd.config.models import Source as ConfiguredSource
+    from backupd.drill import DrillPlan, DrillReport
     from backupd.postgres.roles import RolesReport
     from backupd.verify import Proof
 
@@ -261,13 +262,57 @@ class Service:
         )
         return check(parts)
 
-    def opening_key(self, path: Path | None) -> Secret:
-        """A secret key that opens backups: from a file, or from the drill's custodian. Raises ConfigError without either."""
+    def drill(
+        self, name: str, backup_id: str | None = None, secret_key: Path | None = None, progress: Progress = lambda _: None
+    ) -> DrillReport:
+        """Drill one backup of a source, the newest when no id is given. What is wrong with the backup is in the report."""
+        from backupd.drill import drill
+
+        with self._before(Operation.RESTORE_TEST, name, backup_id):
+            self.source(name)
+            entry = self.entry(name, backup_id)
+            manifest = entry.proved()
+            key = self.opening_key(secret_key)
+            plan = self._drill_plan(name, key)
+        with ExitStack() as held:
+            with self._before(Operation.RESTORE_TEST, name, entry.backup_id):
+                opening = held.enter_context(self.opening(key))
+            return drill(manifest, self.store, opening, plan, self.trail, progress)
+
+    def _drill_plan(self, name: str, key: Custodian) -> DrillPlan:
+        from backupd.checks import Canary, Objectives, Question, TotpColumn
+        from backupd.columns.totp import Algorithm, Parameters
+        from backupd.drill import DrillPlan
+
+        source, promised = self.source(name), self.config.drill
+        return DrillPlan(
+            key=key,
+            columns=tuple(
+                TotpColumn(
+                    table=each.table,
+                    id_column=each.id_column,
+                    column=each.column,
+                    enrolled=each.enrolled,
+                    cipher=each.cipher,
+                    keys=self.custodian(each.keys),
+                    parameters=Parameters(each.digits, each.period, Algorithm(each.algorithm.lower())),
+                    canary=Canary(each.canary.id, self.custodian(each.canary.secret)) if each.canary else None,
+                )
+                for each in source.totp
+            ),
+            questions=tuple(Question.expecting(each.name, each.query, each.expect) for each in source.sql),
+            objectives=Objectives(promised.rpo_hours, promised.rto_minutes),
+            client_directories=self.client_directories(name),
+            scratch_directory=promised.directory,
+        )
+
+    def opening_key(self, path: Path | None) -> Custodian:
+        """Where the secret key that opens backups is: a file, or the drill's custodian. Raises ConfigError without either."""
         if path is not None:
-            return open_custodian(SecretRef("file", str(path.absolute())), self._environ).fetch()
+            return open_custodian(SecretRef("file", str(path.absolute())), self._environ)
         if self.config.drill.secret_key is None:
             raise ConfigError("no secret key was named", "give --secret-key FILE, or set [drill] secret_key")
-        return self.secret(self.config.drill.secret_key)
+        return self.custodian(self.config.drill.secret_key)
 
     def target(self, address: str, password_file: Path | None) -> Dsn:
         """Where to restore: the password comes from a file or PGPASSWORD, never from the command line."""
@@ -285,10 +330,10 @@ class Service:
         return Dsn.parse(address, password)
 
     @contextmanager
-    def opening(self, secret: Secret) -> Iterator[Opening]:
-        """A home of its own for a secret key that opens backups, gone when the block ends."""
+    def opening(self, key: Custodian) -> Iterator[Opening]:
+        """A home of its own for the secret key that opens backups, gone when the block ends."""
         with Home() as home:
-            home.import_secret(secret)
+            home.import_secret(key.fetch())
             yield Opening(home)
 
     @contextmanager
