@@ -4,14 +4,14 @@ Owns the counting, the digests and their comparison. It reads rows only inside t
 
 A digest does not depend on the order of rows or columns, on the server's major, encoding or collations, or on the session's
 settings: each row is written as text with its columns sorted by name under fixed settings, its UTF-8 bytes are hashed to 64
-bits twice with different seeds, and the hashes are added modulo 2^64. Sequences are read while the application uses them,
-outside of any snapshot, so a restored one may be further on. A materialised view is computed anew by a restore and so may
+bits twice with different seeds, and the hashes are added modulo 2^64. Sequences move outside of any snapshot and are read as it
+begins, so a restored one may be further on. A materialised view is computed anew by a restore and so may
 rightly differ; only its presence is compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -19,6 +19,7 @@ import psycopg
 
 from backupd.errors import ConfigError, SourceDenied
 from backupd.manifest import Expectations, LargeObjects, Level, Table
+from backupd.postgres import sequences
 from backupd.postgres.session import Connection, translate, translated
 from backupd.postgres.snapshot import Snapshot
 from backupd.redact import printable
@@ -74,15 +75,6 @@ SELECT format('%I.%I', n.nspname, c.relname), c.relkind::text, format('%I', n.ns
  ORDER BY 1 LIMIT 1
 """
 
-_SEQUENCES = """
-SELECT format('%I.%I', s.schemaname, s.sequencename), s.last_value
-  FROM pg_sequences s
-  JOIN pg_namespace n ON n.nspname = s.schemaname
-  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = s.sequencename
- WHERE c.relpersistence <> 't' AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery())
-   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-"""
-
 # Owners, and whom a grant, a policy or a default privilege of this database names. The first superuser is in no pg_shdepend.
 # What belongs to an extension belongs, after a restore, to whoever restored it.
 _ROLES = """
@@ -130,7 +122,7 @@ def collect(snapshot: Snapshot, level: Level, digest_tables: Collection[str] = (
     security filters.
     """
     require_readable(snapshot.connection)
-    return look(snapshot.connection, level, digest_tables)
+    return look(snapshot.connection, level, digest_tables, snapshot.sequences)
 
 
 def found(connection: Connection, expected: Expectations) -> Expectations:
@@ -138,11 +130,13 @@ def found(connection: Connection, expected: Expectations) -> Expectations:
     with _fixed_text(connection):
         present = {relation.name for relation in _relations(connection)}
     digested = [name for name, table in expected.tables.items() if table.digest is not None and name in present]
-    return look(connection, expected.level, digested)
+    return look(connection, expected.level, digested, sequences.read(connection))
 
 
-def look(connection: Connection, level: Level, digest_tables: Collection[str]) -> Expectations:
-    """The figures themselves, whether of a source or of a restored database."""
+def look(
+    connection: Connection, level: Level, digest_tables: Collection[str], standing: Mapping[str, int | None]
+) -> Expectations:
+    """The figures themselves, whether of a source or of a restored database; `standing` is where its sequences are."""
     named = _resolve(connection, digest_tables)
     with translated("read what the database holds"), _fixed_text(connection):
         relations = _relations(connection)
@@ -157,7 +151,7 @@ def look(connection: Connection, level: Level, digest_tables: Collection[str]) -
         return Expectations(
             level=level,
             tables=dict(sorted(tables.items())),
-            sequences=dict(connection.execute(_SEQUENCES).fetchall()) if everything else {},
+            sequences=dict(standing) if everything else {},
             large_objects=_large_objects(connection, level) if everything else None,
             extensions=dict(connection.execute("SELECT extname::text, extversion FROM pg_extension ORDER BY 1").fetchall()),
             roles=tuple(role for (role,) in connection.execute(_ROLES).fetchall()),

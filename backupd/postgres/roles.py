@@ -63,6 +63,7 @@ def dump_globals(clients: Clients, dsn: Dsn) -> Globals:
     argv = (
         clients.program("pg_dumpall"),
         "--globals-only",
+        "--encoding=UTF8",
         *(() if may else ("--no-role-passwords",)),
         "--no-password",
         f"--dbname={dsn.argument()}",

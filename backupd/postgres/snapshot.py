@@ -1,7 +1,7 @@
 """One moment of a source, held for as long as it is needed: everything that is read through it belongs together.
 
-Owns the source's lock and the exported snapshot, both on one connection, so that the death of backupd ends both. It reads
-nothing of the application's.
+Owns the source's lock and the exported snapshot, both on one connection, so that the death of backupd ends both. Of the
+application's it reads only where the sequences stand.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -20,6 +20,7 @@ import psycopg
 
 from backupd.errors import Busy, SourceError
 from backupd.manifest import Moment
+from backupd.postgres import sequences
 from backupd.postgres.session import Connection, Dsn, Server, connect, server, translated
 from backupd.redact import printable
 
@@ -63,6 +64,7 @@ class Snapshot:
     server: Server
     session: Session
     connection: Connection
+    sequences: Mapping[str, int | None]
     notes: list[str]
 
     def __init__(self, dsn: Dsn, *, application_name: str, lock_timeout_s: float = 30, connect_timeout_s: int = 10) -> None:
@@ -114,6 +116,7 @@ class Snapshot:
         taken_at, lsn, pid, started_at, is_superuser = row
         self.moment = Moment(taken_at.astimezone(UTC), lsn or "0/0")
         self.session = Session(pid, started_at.astimezone(UTC))
+        self.sequences = sequences.read(self.connection)
         self.notes = list(_notes(self._dsn, is_superuser, self.server))
 
     def alive(self) -> None:

@@ -105,6 +105,14 @@ def test_the_figures_are_those_of_the_snapshot(database: Database) -> None:
     assert len(expectations.compare(before, _collect(database.dsn))) == 2
 
 
+def test_sequences_are_those_of_the_snapshots_beginning(database: Database) -> None:
+    """A dump may read them before anyone else does: what was noted must never be ahead of what was dumped."""
+    database.execute("CREATE SEQUENCE numbers; SELECT nextval('numbers')")
+    with Snapshot(Dsn.parse(database.dsn), application_name="backupd test") as snapshot:
+        database.execute("SELECT nextval('numbers')")
+        assert expectations.collect(snapshot, Level.ROWS).sequences == {'"public"."numbers"': 1}
+
+
 def test_a_digest_knows_neither_order_nor_dropped_columns_nor_settings(database: Database) -> None:
     database.execute(
         "CREATE TABLE t (a int, b timestamptz, c float8, d bytea, e interval);"

@@ -18,7 +18,7 @@ from backupd.postgres import roles
 from backupd.postgres.clients import Clients
 from backupd.postgres.scratch import ScratchCluster
 from backupd.postgres.session import Connection, Dsn, connect
-from tests.parts.postgres import Database
+from tests.parts.postgres import Database, MakePostgres
 from tests.postgres.conftest import Housed
 
 TIMEOUT_S = 200
@@ -94,6 +94,16 @@ def test_a_role_that_may_not_read_hashes_ships_roles_without_passwords(
     assert f"CREATE ROLE {role};" in sql
     assert "SCRAM" not in sql
     assert password not in " ".join(dumped.command.argv)
+
+
+def test_roles_are_shipped_in_utf8_whatever_the_databases_encoding(
+    make_postgres: MakePostgres, programs: dict[int, Clients]
+) -> None:
+    server = make_postgres(15)  # of its own: such a name is no UTF-8 in the eyes of every other database of the cluster
+    server.execute("CREATE DATABASE latin TEMPLATE template0 ENCODING LATIN1 LC_COLLATE 'C' LC_CTYPE 'C'", database="postgres")
+    server.execute('CREATE ROLE U&"B\\00E4cker"', database="latin")
+    dumped = roles.dump_globals(programs[17], Dsn.parse(server.dsn("latin")))
+    assert 'CREATE ROLE "Bäcker";' in run(dumped.command, timeout_s=TIMEOUT_S).stdout.decode()
 
 
 def test_a_role_that_exists_is_left_as_it_is(superuser: Connection) -> None:
