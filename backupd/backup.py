@@ -174,11 +174,13 @@ class _Making:
                 self._prepare()
                 self._send(Kind.DATABASE, pipeline, self.held.server.database_size)
                 self.expect = expecting.result(self.source.deadline_s)
-            except BaseException:
+            except BaseException as error:
                 reason = expecting.exception() if expecting.done() else None
                 self.held.cut()  # or the thread would read on from a source that is of no use to us now
                 if reason is not None:
                     raise reason from None
+                if isinstance(error, ProcessFailed) and error.program == dumping.name:
+                    raise dump.explained(error) from None  # its own text quotes statements
                 raise
 
     def _globals(self) -> None:

@@ -1,0 +1,259 @@
+"""A backup that cannot be whole is none: each way of failing, what it leaves, and what the trail says of it."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from backupd.audit.records import Phase, Record
+from backupd.backup import Protected, SecondFactors, back_up
+from backupd.columns import Cell
+from backupd.columns.aes_gcm import AesGcm
+from backupd.columns.keyring import Keyring
+from backupd.errors import (
+    BackupdError,
+    Busy,
+    Interrupted,
+    KeyUnusable,
+    ProcessFailed,
+    SourceDenied,
+    SourceError,
+    SourceUnreachable,
+    StoreError,
+)
+from backupd.openpgp import keys
+from backupd.postgres.session import Dsn
+from backupd.redact import Secret
+from backupd.stores import S3Keys, open_store
+from tests.e2e.rig import Pairs, Rig, file_store, rigged
+from tests.parts.postgres import Database, PostgresServer
+from tests.parts.proxy import FaultProxy
+from tests.parts.s3 import S3Server
+
+
+@pytest.fixture
+def rig(pairs: Pairs, tmp_path: Path) -> Iterator[Rig]:
+    """Over a directory."""
+    with rigged(file_store(tmp_path), pairs, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def clinic(database17: Database) -> Database:
+    """A small database."""
+    database17.execute("CREATE TABLE t AS SELECT i, repeat('x', 100) AS x FROM generate_series(1, 1000) i")
+    return database17
+
+
+def outcomes(rig: Rig) -> list[Record]:
+    """All records that say how something ended."""
+    return [record for record in rig.trail.records() if record.phase.is_outcome]
+
+
+def nothing_is_left(rig: Rig) -> None:
+    """No object, no upload in the making, and a trail that says so and is whole."""
+    assert list(rig.store.list()) == []
+    assert list(rig.store.sweep("clinic")) == []
+    report = rig.trail.verify()
+    assert report.ok
+    assert report.findings == ()
+
+
+def blocked(clinic: Database) -> psycopg.Connection:
+    """Someone who holds a lock that a dump has to wait for."""
+    connection = clinic.connect()
+    connection.autocommit = False
+    connection.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+    return connection
+
+
+def test_a_backup_notes_what_a_restore_must_show(rig: Rig, clinic: Database) -> None:
+    made = rig.back_up(clinic.dsn)
+    assert [table.rows for table in made.expect.tables.values()] == [1000]
+    assert [record.phase for record in rig.trail.records()] == [Phase.INTENT, Phase.DONE]
+    [outcome] = outcomes(rig)
+    assert outcome.backup_id == made.backup_id
+    assert str(outcome.details["session"]).startswith("pid ")
+
+
+def test_the_second_backup_names_the_first(rig: Rig, clinic: Database) -> None:
+    first, second = rig.back_up(clinic.dsn), rig.back_up(clinic.dsn)
+    assert second.previous is not None
+    assert second.previous.backup_id == first.backup_id
+
+
+def test_a_second_run_is_kept_out(rig: Rig, clinic: Database) -> None:
+    holding = threading.Event()
+    done = threading.Event()
+
+    def hold(count: int) -> None:
+        holding.set()
+        assert done.wait(60)
+
+    source = Protected("clinic", Dsn.parse(clinic.dsn))
+    first = threading.Thread(target=back_up, args=(source, rig.catalog, rig.sealing, rig.trail, hold))
+    first.start()
+    try:
+        assert holding.wait(60)
+        with pytest.raises(Busy, match=r"another run holds t\d+: backupd .*pid \d+"):
+            rig.back_up(clinic.dsn)
+    finally:
+        done.set()
+        first.join()
+    assert sorted(record.phase for record in outcomes(rig)) == [Phase.DONE, Phase.REFUSED]
+    assert len(rig.catalog.list()) == 1
+
+
+def test_a_lock_that_is_not_given_ends_the_run(rig: Rig, clinic: Database) -> None:
+    with blocked(clinic), pytest.raises(BackupdError) as caught:
+        back_up(Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=0.5), rig.catalog, rig.sealing, rig.trail)
+    assert "lock" in f"{caught.value.message} {caught.value.hint}"
+    nothing_is_left(rig)
+
+
+def test_the_deadline_ends_the_run(rig: Rig, clinic: Database) -> None:
+    source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=1)
+    with blocked(clinic), pytest.raises(BackupdError, match="deadline"):
+        back_up(source, rig.catalog, rig.sealing, rig.trail)
+    nothing_is_left(rig)
+
+
+def test_a_signal_ends_the_run_and_is_recorded(rig: Rig, clinic: Database) -> None:
+    def interrupted(count: int) -> None:
+        raise Interrupted("interrupted by SIGTERM")
+
+    with pytest.raises(Interrupted):
+        back_up(Protected("clinic", Dsn.parse(clinic.dsn)), rig.catalog, rig.sealing, rig.trail, interrupted)
+    assert [record.phase for record in outcomes(rig)] == [Phase.INTERRUPTED]
+    nothing_is_left(rig)
+
+
+@pytest.mark.parametrize("stop", [PostgresServer.kill, PostgresServer.stop])
+def test_a_source_that_dies_leaves_nothing(
+    rig: Rig, make_postgres: Callable[[int], PostgresServer], stop: Callable[[PostgresServer], None]
+) -> None:
+    server = make_postgres(17)
+    server.execute(
+        "CREATE TABLE t AS SELECT i, (SELECT string_agg(sha256((i || ':' || j)::bytea), '') FROM generate_series(1, 500) j) x"
+        " FROM generate_series(1, 2000) i",
+        database="postgres",
+    )
+    died: list[int] = []
+
+    def die(count: int) -> None:
+        if not died:
+            died.append(count)
+            stop(server)
+
+    with pytest.raises((SourceError, ProcessFailed)):
+        back_up(Protected("clinic", Dsn.parse(server.dsn())), rig.catalog, rig.sealing, rig.trail, die)
+    assert died
+    nothing_is_left(rig)
+
+
+def test_a_server_that_is_not_there_is_said_to_be(rig: Rig) -> None:
+    with pytest.raises(SourceUnreachable):
+        rig.back_up("postgresql://nobody@127.0.0.1:1/nowhere")
+    assert [record.phase for record in outcomes(rig)] == [Phase.FAILED]
+    nothing_is_left(rig)
+
+
+def test_a_missing_right_on_one_table_names_it(rig: Rig, clinic: Database) -> None:
+    role, password = clinic.server.create_role("LOGIN BYPASSRLS")
+    clinic.execute(f'GRANT EXECUTE ON FUNCTION pg_control_system() TO "{role}"')
+    clinic.execute("CREATE TABLE secret_one (x int)")
+    clinic.execute(f'GRANT SELECT ON t TO "{role}"')
+    with pytest.raises(SourceDenied, match=r"(may not read|permission denied for) table .*secret_one"):
+        rig.back_up(clinic.server.dsn(clinic.name, role, password))
+    nothing_is_left(rig)
+
+
+def test_an_expired_recipient_stops_the_run_before_anything_is_dumped(rig: Rig, pairs: Pairs) -> None:
+    later = dataclasses.replace(rig.sealing.recipients[0], expires_at=rig.sealing.recipients[0].created_at)
+    sealing = dataclasses.replace(rig.sealing, recipients=(later, rig.sealing.recipients[1]))
+    unreachable = Protected("clinic", Dsn.parse("postgresql://nobody@127.0.0.1:1/nowhere"))
+    with pytest.raises(KeyUnusable, match="expired"):
+        back_up(unreachable, rig.catalog, sealing, rig.trail)
+    nothing_is_left(rig)
+
+
+def test_a_store_that_fails_in_the_middle_leaves_nothing(
+    clinic: Database, pairs: Pairs, tmp_path: Path, s3_server: S3Server, make_proxy: Callable[..., FaultProxy]
+) -> None:
+    clinic.execute(
+        "CREATE TABLE big AS SELECT i, (SELECT string_agg(sha256((i || ':' || j)::bytea), '') FROM generate_series(1, 500) j) x"
+        " FROM generate_series(1, 1500) i"
+    )
+    proxy = make_proxy("127.0.0.1", s3_server.port)
+    bucket = s3_server.new_bucket()
+    login = S3Keys(s3_server.access_key, Secret(s3_server.secret_key))
+    store = open_store(f"s3://{bucket}/p", endpoint_url=proxy.url, region="us-east-1", keys=login)
+    with rigged(store, pairs, tmp_path) as rig:
+        proxy.fail_next(1000, 403, method="PUT", path="partNumber=2")
+        with pytest.raises(StoreError):
+            rig.back_up(clinic.dsn)
+        nothing_is_left(rig)
+        assert "Uploads" not in s3_server.client().list_multipart_uploads(Bucket=bucket)
+
+
+def test_the_next_run_succeeds_and_sweeps(rig: Rig, clinic: Database) -> None:
+    dead = rig.store.begin("clinic/20260101T000000Z-000000/database.dump.gpg")
+    dead.part(1, b"x", bytes(32))
+    assert rig.back_up(clinic.dsn).notes is not None
+    assert list(rig.store.sweep("clinic")) == []
+
+
+def test_a_backup_that_was_removed_is_noted_by_the_next(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    first = rig.back_up(clinic.dsn)
+    (tmp_path / "store" / "clinic" / first.backup_id / "manifest.asc").unlink()
+    second = rig.back_up(clinic.dsn)
+    assert f"the backup before this one, {first.backup_id}, is in the trail and not in the store" in second.notes
+
+
+def test_key_ids_of_a_column_are_noted_and_so_are_values_in_clear(rig: Rig, clinic: Database) -> None:
+    cipher = AesGcm(Keyring.generate("2026-1"))
+    clinic.execute("CREATE TABLE users (id int PRIMARY KEY, totp_secret bytea)")
+    for number in range(1, 6):
+        sealed = cipher.encrypt(Cell("users", "totp_secret", str(number)), Secret(b"JBSWY3DPEHPK3PXP" * 2))
+        clinic.execute("INSERT INTO users VALUES (%s, %s)", (number, sealed))
+    clinic.execute("INSERT INTO users VALUES (6, 'in clear'), (7, NULL)")
+    factors = (SecondFactors("users", "totp_secret", "aes-256-gcm"),)
+    source = Protected("clinic", Dsn.parse(clinic.dsn), second_factors=factors)
+    made = back_up(source, rig.catalog, rig.sealing, rig.trail)
+    [noted] = made.column_keys
+    assert (noted.key_ids, noted.rows) == (("2026-1",), 6)
+    assert "1 of 6 values in users.totp_secret are not encrypted with aes-256-gcm" in made.notes
+    assert next(table.digest for name, table in made.expect.tables.items() if "users" in name) is not None
+
+
+def test_a_killed_peer_ends_the_run(rig: Rig, clinic: Database) -> None:
+    """pg_dump's session is ended by the DBA: gpg would call what it got a whole message."""
+    held = blocked(clinic)
+
+    def terminate() -> None:
+        with clinic.connect() as connection:
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline:
+                ended = connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+                    " AND application_name ~ '^[0-9]{8}T' AND query LIKE 'LOCK%'"
+                ).fetchall()
+                if ended:
+                    return
+                time.sleep(0.05)
+
+    killer = threading.Thread(target=terminate)
+    killer.start()
+    source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=120)
+    with held, pytest.raises(BackupdError, match=r"terminating connection due to administrator command"):
+        back_up(source, rig.catalog, rig.sealing, rig.trail)
+    killer.join()
+    nothing_is_left(rig)
+
+
+def test_key_inspection_is_of_the_bytes_that_are_sealed_to(pairs: Pairs) -> None:
+    assert keys.inspect(pairs.operations.public, "x").fingerprint == pairs.operations.fingerprint
