@@ -22,7 +22,8 @@ from backupd.openpgp import Home, keys, messages
 from backupd.openpgp.keys import KeyPair
 from backupd.pipeline import run
 from backupd.postgres import expectations
-from backupd.postgres.session import Connection
+from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.snapshot import Snapshot
 from backupd.redact import Secret
 from tests.parts.postgres import Database
 
@@ -174,7 +175,8 @@ def drilled(
         dump = plain_dump(clinic.database, dumped_as)
         yield (dump[at : at + 4096] for at in range(0, len(dump), 4096))
 
-    looked = expectations.look(connection, level, [column.table for column in columns])
+    with Snapshot(Dsn.parse(clinic.database.dsn), application_name="test") as held:
+        looked = expectations.collect(held, level, [column.table for column in columns])
     whole = Drilled(
         manifest=manifest_of(looked),
         connection=connection,
