@@ -384,11 +384,11 @@ class StoreContract:
         assert names(store) == sorted(ODD_NAMES[:9])
         assert store.sweep("dead") == sorted("dead/" + name for name in ODD_NAMES[:9])
 
-    @pytest.mark.parametrize("name", REFUSED_NAMES, ids=ascii)
-    def test_names_that_are_none_are_refused(self, store: Store, name: str) -> None:
-        for use in (store.begin, store.read, lambda name: store.create(name, SMALL)):
-            with pytest.raises(ValueError, match=r"not the name of an object|surrogates"):
-                use(name)
+    def test_names_that_are_none_are_refused(self, store: Store) -> None:
+        for name in REFUSED_NAMES:
+            for use in (store.begin, store.read, lambda name: store.create(name, SMALL)):
+                with pytest.raises(ValueError, match=r"not the name of an object|surrogates"):
+                    use(name)
         assert names(store) == []
 
     # ------------------------------------------------------------------------------------------------------ sweeping
