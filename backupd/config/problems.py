@@ -52,7 +52,7 @@ class InvalidConfig(ConfigError):
 
     def __init__(self, path: str, problems: Sequence[Problem]) -> None:
         count = "" if len(problems) == 1 else f" has {len(problems)} problems"
-        hint = next((problem.hint for problem in problems if problem.hint), None)
+        hint = next((problem.hint for problem in problems if problem.hint), "docs/configuration.md has every table and key")
         super().__init__(f"{path}{count}: {'; '.join(map(str, problems))}", hint)
         self.problems = tuple(problems)
 

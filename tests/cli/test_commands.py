@@ -1,0 +1,103 @@
+"""What holds for every command: help with an example, errors as two lines or as JSON, and documented exit codes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.installation import Installation
+
+GROUPS = {"audit": ("list", "show", "verify", "export", "install-sql"), "keys": ("generate", "show")}
+COMMANDS = [("check",), ("backup",), ("list",), ("verify",), ("restore",)] + [
+    (group, name) for group, names in GROUPS.items() for name in names
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_each_command_has_help_with_an_example(lived_in: Installation, command: tuple[str, ...]) -> None:
+    """`-h` tells what it is, and shows it at work in a line of its own."""
+    shown = lived_in.run(*command, "-h").ok().stdout
+    assert re.search(rf"^ +backupd {' '.join(command)}\b", shown, re.MULTILINE)
+    assert "--json" in shown
+
+
+def test_the_first_help_names_every_command_and_exit_code(lived_in: Installation) -> None:
+    """The whole program on one page."""
+    shown = lived_in.run("--help").ok().stdout
+    for name in ("demo", "check", "backup", "list", "verify", "restore", "restore-test", "audit", "keys"):
+        assert re.search(rf"^  {name} ", shown, re.MULTILINE)
+    assert "3 could not verify" in " ".join(shown.split())
+
+
+def test_an_error_is_one_line_and_a_hint(lived_in: Installation) -> None:
+    """For people two lines on stderr, for machines one object, nothing on stdout, and the same exit code."""
+    said = lived_in.run("backup", "klinik")
+    assert (said.code, said.stdout) == (2, "")
+    assert said.stderr.splitlines() == ["error: no source is called 'klinik'", "hint: configured are: clinic"]
+    machine = lived_in.run("backup", "klinik", "--json")
+    assert machine.code == 2
+    assert machine.error == {"error": "no source is called 'klinik'", "hint": "configured are: clinic", "exit_code": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bakcup",), "did you mean backup?"),
+        (("backup", "--jsno"), "No such option"),
+        (("restore", "clinic"), "--to"),
+        (("audit", "show", "first"), "first"),
+        (("audit", "verify", "--expect", "12"), "--expect takes SEQ:HEAD"),
+        (("audit", "list", "--operation", "bakcup"), "there is no operation"),
+        (("verify", "--all", "--backup", "20260101T000000Z-000000"), "exclude each other"),
+    ],
+)
+def test_a_usage_error_is_exit_code_2(lived_in: Installation, arguments: tuple[str, ...], message: str) -> None:
+    """A wrong word on the command line is told in the same two lines."""
+    done = lived_in.run(*arguments)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("hint: ")
+
+
+def test_backups_are_listed_with_their_state(lived_in: Installation) -> None:
+    """The documented members, oldest first; people get a table of the same."""
+    listed = lived_in.run("list", "--json").ok().json
+    assert [each["state"] for each in listed] == ["committed", "committed"]
+    assert [each["backup_id"] for each in listed] == sorted(each["backup_id"] for each in listed)
+    for each in listed:
+        assert {"backup_id", "source", "artifacts", "started_at", "finished_at", "state", "locked_until"} <= each.keys()
+        assert each["backup_id"] in lived_in.run("list", "clinic").ok().stdout
+
+
+def test_stored_backups_are_verified_and_opened(lived_in: Installation) -> None:
+    """Every part against its manifest, and with a key to the archive's end."""
+    plain = lived_in.run("verify", "--all", "--json").ok().json
+    assert [(each["state"], each["deep"]) for each in plain] == [("verified", False)] * 2
+    [deep] = lived_in.run("verify", "clinic", "--deep", "--json").ok().json
+    assert deep["deep"] is True
+    assert deep["backup_id"] == plain[1]["backup_id"]
+
+
+def test_a_store_without_a_backup_could_not_be_verified(clinic: Installation) -> None:
+    """Exit code 3: nothing was shown to be wrong, and nothing was proved."""
+    done = clinic.run("verify", "--json")
+    assert (done.code, done.error["exit_code"]) == (3, 3)
+    assert done.error["hint"] == "run `backupd backup`"
+
+
+def test_a_changed_backup_is_found(clinic: Installation) -> None:
+    """One bit of one object: exit code 1, and recorded."""
+    backup_id = clinic.back_up()
+    assert clinic.store is not None
+    sealed = clinic.store / "clinic" / backup_id / "database.dump.gpg"
+    data = bytearray(sealed.read_bytes())
+    data[len(data) // 2] ^= 1
+    sealed.chmod(0o600)
+    sealed.write_bytes(data)
+    done = clinic.run("verify", "--json")
+    assert done.code == 1
+    assert "is not what its manifest says" in done.error["error"]
+    last = clinic.records()[-1]
+    assert (last["operation"], last["phase"], last["backup_id"]) == ("verify", "failed", backup_id)

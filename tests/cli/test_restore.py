@@ -1,0 +1,79 @@
+"""`backupd restore`, as a process, into real databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.installation import Installation
+
+
+def test_a_backup_comes_back_whole(lived_in: Installation) -> None:
+    """Every row, and every second factor byte for byte; the trail tells where to."""
+    with lived_in.empty_database() as target:
+        done = lived_in.run(*lived_in.restore_arguments(target, "--json"), env=lived_in.superuser).ok().json
+        assert done["target"].startswith(f"{target.name} on ")
+        for query in ("SELECT * FROM users ORDER BY id", "SELECT * FROM appointments ORDER BY id"):
+            assert target.execute(query) == lived_in.database.execute(query)
+    intent, outcome = lived_in.records()[-2:]
+    assert (intent["operation"], intent["phase"], outcome["phase"]) == ("restore", "intent", "done")
+    assert outcome["backup_id"] == done["backup_id"]
+    assert intent["details"]["target"] == done["target"]
+
+
+def test_an_older_backup_can_be_named(lived_in: Installation) -> None:
+    """The newest is only the default."""
+    oldest = lived_in.run("list", "--json").ok().json[0]["backup_id"]
+    with lived_in.empty_database() as target:
+        arguments = lived_in.restore_arguments(target, "--backup", oldest, "--json")
+        assert lived_in.run(*arguments, env=lived_in.superuser).ok().json["backup_id"] == oldest
+
+
+def test_a_target_that_is_not_empty_is_refused(lived_in: Installation) -> None:
+    """Exit code 4, recorded as refused, and what it holds is as it was."""
+    with lived_in.empty_database() as target:
+        target.execute("CREATE TABLE precious AS SELECT 1 AS value")
+        done = lived_in.run(*lived_in.restore_arguments(target, "--json"), env=lived_in.superuser)
+        assert (done.code, done.error["exit_code"]) == (4, 4)
+        assert "not empty" in done.error["error"]
+        assert target.execute("SELECT value FROM precious") == [(1,)]
+    assert lived_in.records()[-1]["phase"] == "refused"
+
+
+def test_the_source_itself_is_refused(lived_in: Installation) -> None:
+    """Even if somebody emptied it: a restore goes beside the source, never over it."""
+    done = lived_in.run(*lived_in.restore_arguments(lived_in.database, "--json"), env=lived_in.superuser)
+    assert done.code == 4
+    assert "the target is the source itself" in done.error["error"]
+    assert done.error["hint"]
+    assert lived_in.records()[-1]["phase"] == "refused"
+
+
+def test_a_password_on_the_command_line_is_refused(lived_in: Installation) -> None:
+    """Every user of the host could read it; it is not echoed either."""
+    password = "correct-horse-battery"  # not a planted one, which no test may put into arguments
+    done = lived_in.run("restore", "clinic", "--to", f"postgresql://postgres:{password}@127.0.0.1/x", "--json")
+    assert done.code == 2
+    assert "holds a password" in done.error["error"]
+    assert password not in done.stderr
+
+
+def test_a_key_that_is_no_recipient_opens_nothing(lived_in: Installation, tmp_path: Path) -> None:
+    """The signing key is a secret key too, and cannot read backups."""
+    key = lived_in.custody / "signing.sec.asc"
+    with lived_in.empty_database() as target:
+        arguments = [str(key) if each == str(lived_in.secret_key) else each for each in lived_in.restore_arguments(target)]
+        done = lived_in.run(*arguments, "--json", env=lived_in.superuser)
+        assert done.code == 3
+        assert done.error["hint"]
+        assert target.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+    assert lived_in.records()[-1]["phase"] == "failed"
+
+
+def test_a_backup_that_does_not_exist_is_told(lived_in: Installation) -> None:
+    """An id that nobody made."""
+    with lived_in.empty_database() as target:
+        arguments = lived_in.restore_arguments(target, "--backup", "20200101T000000Z-abcdef", "--json")
+        done = lived_in.run(*arguments, env=lived_in.superuser)
+    assert done.code == 1
+    assert done.error["error"] == "there is no backup 20200101T000000Z-abcdef of clinic"
+    assert done.error["hint"] == "`backupd list` shows what there is"
