@@ -132,7 +132,9 @@ def explained(error: ProcessFailed) -> BackupdError:
     grave = [problem for problem in classify(error.stderr) if not problem.harmless]
     cleaned = without_statements(error.stderr)
     if not grave:
-        return ProcessFailed(complaints.masked(error.message), error.hint, stderr=cleaned)
+        return ProcessFailed(
+            complaints.masked(error.message), error.hint, program=_PROGRAM, status=error.status, stderr=cleaned
+        )
     first = grave[0]
     more = f" (and {len(grave) - 1} more)" if len(grave) > 1 else ""
     message = f"pg_restore failed, {first.kind.value}: {first.text}{more}"
@@ -142,7 +144,7 @@ def explained(error: ProcessFailed) -> BackupdError:
         return SourceDenied(message, first.hint)
     if first.kind is ProblemKind.MISSING_EXTENSION:
         return CouldNotVerify(message, first.hint)
-    return ProcessFailed(message, first.hint, stderr=cleaned)
+    return ProcessFailed(message, first.hint, program=_PROGRAM, status=error.status, stderr=cleaned)
 
 
 def require_not_source(target: Server, source: Source) -> None:

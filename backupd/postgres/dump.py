@@ -24,7 +24,11 @@ _MEANINGS: tuple[tuple[str, type[BackupdError], str], ...] = (
     ("conflict with recovery", SourceError, "try again; on a standby, raise max_standby_streaming_delay"),
     ("server version mismatch", ConfigError, "install programs of PostgreSQL at least as new as the server"),
     ("snapshot", SourceUnreachable, "the session that held the snapshot is gone: see the server's log, and try again"),
-    ("terminating connection|server closed|connection to server", SourceUnreachable, "see the server's log, and try again"),
+    (
+        "terminating connection|server closed|connection to server|could not connect",
+        SourceUnreachable,
+        "see the server's log, and try again",
+    ),
 )
 
 
@@ -69,20 +73,22 @@ def compression(clients: Clients, wish: str) -> str:
 
 
 def explained(error: ProcessFailed) -> BackupdError:
-    """The error to raise for a pg_dump that failed: what the server or pg_dump said first, and what to do about it."""
-    said = complaints.lines("pg_dump", error.stderr)
+    """The error to raise for a pg_dump or pg_dumpall that failed: what it or the server said first, and what to do about it."""
+    program = error.program or "pg_dump"
+    said = complaints.lines(program, error.stderr)
     first = next((line.removeprefix("error: ") for line in said if line.startswith("error: ")), None)
     if first is None:
-        return ProcessFailed(complaints.masked(error.message), error.hint, stderr="\n".join(said))
+        message = complaints.masked(error.message)
+        return ProcessFailed(message, error.hint, program=program, status=error.status, stderr="\n".join(said))
     server = next(
         (line.partition("Error message from server: ")[2] for line in said if "Error message from server" in line), ""
     )
-    message = f"pg_dump failed: {server or first}"
+    message = f"{program} failed: {server or first}"
     everything = "\n".join(said)
     for pattern, kind, hint in _MEANINGS:
         if re.search(pattern, everything):
             return kind(message, hint)
-    return ProcessFailed(message, "see the server's log", stderr=everything)
+    return ProcessFailed(message, "see the server's log", program=program, status=error.status, stderr=everything)
 
 
 def _spelt(clients: Clients, method_and_level: str) -> str:

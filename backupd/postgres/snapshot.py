@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import socket
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ _SETTINGS = {
     "tcp_keepalives_count": "6",
 }
 _CONNECTION_CHECK_MS = 5000
+LOCK_PATIENCE_S = 8.0  # longer than that check: the lock of a run that was killed goes within it
+_LOCK_POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,8 @@ class Session:
 class Snapshot:
     """A context manager; everything but the constructor's arguments exists inside the block only.
 
-    Entering raises Busy when another run holds the source, SourceUnreachable, SourceDenied or SourceError.
+    Entering raises Busy when another run holds the source and has not let go of it after `lock_patience_s` seconds, and
+    SourceUnreachable, SourceDenied or SourceError. `lock_timeout_s` is how long to wait for a lock of a table.
     """
 
     id: str
@@ -67,7 +71,16 @@ class Snapshot:
     sequences: Mapping[str, int | None]
     notes: list[str]
 
-    def __init__(self, dsn: Dsn, *, application_name: str, lock_timeout_s: float = 30, connect_timeout_s: int = 10) -> None:
+    def __init__(
+        self,
+        dsn: Dsn,
+        *,
+        application_name: str,
+        lock_timeout_s: float = 30,
+        lock_patience_s: float = LOCK_PATIENCE_S,
+        connect_timeout_s: int = 10,
+    ) -> None:
+        self._lock_patience_s = lock_patience_s
         self._dsn = dsn
         self._application_name = application_name
         self._lock_timeout_s = lock_timeout_s
@@ -98,12 +111,16 @@ class Snapshot:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.connection.close()  # ends transaction, snapshot and lock
+        if kind is None:  # at once: after a close the server takes a moment to end the session, and a next run may be waiting
+            with contextlib.suppress(psycopg.Error):
+                self.connection.execute("ROLLBACK")
+                self.connection.execute("SELECT pg_advisory_unlock(%s, %s)", LOCK)
+        self.connection.close()  # ends transaction, snapshot and lock in any case
 
     def _begin(self) -> None:
         _prepare(self.connection, self._lock_timeout_s)
         self.server = server(self.connection)
-        lock(self.connection, self.server.database)
+        lock(self.connection, self.server.database, self._lock_patience_s)
         with translated("take a snapshot"):
             self.connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             [(self.id,)] = self.connection.execute("SELECT pg_export_snapshot()").fetchall()
@@ -150,12 +167,17 @@ class Snapshot:
             wire.shutdown(socket.SHUT_RDWR)
 
 
-def lock(connection: Connection, database: str) -> None:
+def lock(connection: Connection, database: str, patience_s: float = LOCK_PATIENCE_S) -> None:
     """Take the source's lock for the length of the session, across hosts. Raises Busy that names the session holding it."""
+    until = time.monotonic() + patience_s
     with translated("lock the source"):
-        [(taken,)] = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK).fetchall()
-        if not taken:
-            raise Busy(f"another run holds {printable(database)}: {_holder(connection)}", "wait for it, or end it")
+        while True:
+            [(taken,)] = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", LOCK).fetchall()
+            if taken:
+                return
+            if time.monotonic() >= until:
+                raise Busy(f"another run holds {printable(database)}: {_holder(connection)}", "wait for it, or end it")
+            time.sleep(_LOCK_POLL_S)
 
 
 def _holder(connection: Connection) -> str:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from psycopg import sql as composed
 from psycopg.conninfo import make_conninfo
 
-from backupd.errors import SourceDenied, SourceError, Tampered
+from backupd.errors import ProcessFailed, SourceDenied, SourceError, SourceUnreachable, Tampered
 from backupd.pipeline import run
-from backupd.postgres import roles
+from backupd.postgres import dump, roles
 from backupd.postgres.clients import Clients
 from backupd.postgres.scratch import ScratchCluster
 from backupd.postgres.session import Connection, Dsn, connect
@@ -94,6 +94,16 @@ def test_a_role_that_may_not_read_hashes_ships_roles_without_passwords(
     assert f"CREATE ROLE {role};" in sql
     assert "SCRAM" not in sql
     assert password not in " ".join(dumped.command.argv)
+
+
+def test_a_dump_of_roles_that_cannot_connect_says_so(database15: Database, programs: dict[int, Clients]) -> None:
+    command = roles.dump_globals(programs[17], Dsn.parse(database15.dsn)).command
+    database15.server.drop_database(database15.name)
+    with pytest.raises(ProcessFailed) as caught:
+        run(command, timeout_s=TIMEOUT_S)
+    explained = dump.explained(caught.value)
+    assert isinstance(explained, SourceUnreachable)
+    assert explained.message.startswith("pg_dumpall failed: could not connect to database")
 
 
 def test_roles_are_shipped_in_utf8_whatever_the_databases_encoding(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from datetime import UTC, datetime
 
 import pytest
@@ -93,8 +95,9 @@ def test_a_superusers_backup_carries_a_note(database: Database) -> None:
 
 def test_a_second_run_is_refused_with_the_name_of_the_first(database: Database) -> None:
     with _snapshot(database, "backupd 20261124T020000Z-5f3c9a") as first:
-        with pytest.raises(Busy) as caught, _snapshot(database):
-            pass
+        second = Snapshot(Dsn.parse(database.dsn), application_name="backupd test", lock_patience_s=0)
+        with pytest.raises(Busy) as caught:
+            second.__enter__()
         assert caught.value.exit_code == 4
         for part in (
             database.name,
@@ -105,6 +108,17 @@ def test_a_second_run_is_refused_with_the_name_of_the_first(database: Database) 
             assert part in caught.value.message
     with _snapshot(database):
         pass
+
+
+def test_a_second_run_waits_a_moment_for_the_first_to_go(database: Database) -> None:
+    with ExitStack() as first:
+        snapshot = first.enter_context(_snapshot(database, "backupd first"))
+        ends = threading.Thread(target=first.pop_all().close)
+        second = Snapshot(Dsn.parse(database.dsn), application_name="backupd second", lock_patience_s=DEADLINE_S)
+        ends.start()
+        with second:
+            assert second.backend_pid != snapshot.backend_pid
+        ends.join(DEADLINE_S)
 
 
 def test_two_databases_of_one_server_do_not_hinder_each_other(database: Database) -> None:
