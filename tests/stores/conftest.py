@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.stores.contract", "tests.stores.network")
+
 
 @pytest.fixture(autouse=True)
 def no_cloud_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

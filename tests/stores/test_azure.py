@@ -25,8 +25,6 @@ from tests.stores.contract import (
     QUICK,
     SMALL,
     WHOLE,
-    NetworkContract,
-    Proxied,
     assert_nothing_left,
     denied,
     names,
@@ -34,6 +32,7 @@ from tests.stores.contract import (
     send_part,
     take,
 )
+from tests.stores.network import NetworkContract, Proxied
 from tests.stores.recorder import Answer, Recorder
 
 _numbers = itertools.count(1)

@@ -21,8 +21,6 @@ from tests.stores.contract import (
     QUICK,
     SMALL,
     WHOLE,
-    NetworkContract,
-    Proxied,
     assert_nothing_left,
     denied,
     found,
@@ -30,6 +28,7 @@ from tests.stores.contract import (
     send,
     send_part,
 )
+from tests.stores.network import NetworkContract, Proxied
 
 _numbers = itertools.count(1)
 
