@@ -23,6 +23,7 @@ MANIFEST = "manifest.asc"
 LARGEST = 64 << 20  # bytes: some 200,000 parts and 100,000 tables; more is not one of ours
 READERS = 4
 LOOK = "`backupd list` shows what there is"
+CHANGED = "restore another backup, and find out who changed this one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +103,17 @@ class Catalog:
 
     def _read(self, found: StoredObject, source: str, backup_id: str) -> tuple[str, Manifest]:
         if found.size > LARGEST:
-            raise Tampered(f"the manifest of {backup_id} has {found.size} bytes, and none of ours has more than {LARGEST}")
+            raise Tampered(
+                f"the manifest of {backup_id} has {found.size} bytes, and none of ours has more than {LARGEST}", CHANGED
+            )
         signed = self._store.read(found.name, 0, LARGEST + 1)
         digest = hashlib.sha256(signed).hexdigest()
         manifest = self._known.get(digest)
         if manifest is None:  # one gpg for each manifest ever seen, not for each look at it
-            manifest = manifests.parse(self._verify(signed).text)
+            try:
+                manifest = manifests.parse(self._verify(signed).text)
+            except Tampered as error:  # gpg's room knows what is wrong with a text, not whose it is
+                raise Tampered(f"the manifest of {backup_id} of {source}: {error.message}", error.hint or CHANGED) from error
             self._known[digest] = manifest
         if (manifest.source.name, manifest.backup_id) != (source, backup_id):
             raise Tampered(
