@@ -55,9 +55,9 @@ class Wanted:
     def __init__(self) -> None:
         self._salt = os.urandom(32)
         self._seeds: set[bytes] = set()
-        self._lengths: set[int] = set()
         self._keys: set[bytes] = set()
         self.seeds = 0  # how many, each in all its spellings
+        self.lengths: set[int] = set()  # of those spellings
 
     def seed(self, text: bytes, raw: bytes) -> None:
         """A TOTP seed: its base32 as it is written, and its bytes."""
@@ -69,7 +69,7 @@ class Wanted:
         for word in words:
             if _SHORTEST <= len(word) <= _LONGEST:
                 self._seeds.add(self._digest(word))
-                self._lengths.add(len(word))
+                self.lengths.add(len(word))
 
     def key(self, raw: bytes) -> bool:
         """A key, 8 to 1024 bytes long; those that are text are looked for as text too. False for one of another length."""
@@ -91,7 +91,7 @@ class Wanted:
 
     def knows(self, word: bytes) -> bool:
         """Whether this is a spelling of a seed: base32 in upper case, hex in lower."""
-        return len(word) in self._lengths and self._digest(word) in self._seeds
+        return self._digest(word) in self._seeds
 
     def _digest(self, word: bytes) -> bytes:
         return hashlib.blake2b(word, digest_size=16, key=self._salt).digest()
@@ -176,7 +176,7 @@ class Scanner:
         for match in _GROUPS.finditer(data, start):
             if match.start() >= end:
                 break
-            yield from ((at, Hit.SEED) for at in self._grouped(match[0].upper(), match.start()) if start <= at < end)
+            yield from ((at, Hit.SEED) for at in self._grouped(match[0], match.start()) if start <= at < end)
         for match in _RUN.finditer(data, start):
             at = match.start()
             if at >= end:
@@ -194,15 +194,20 @@ class Scanner:
         groups = text.split(b" ")
         for first in range(len(groups) - 3):
             for last in range(first + 4, min(first + _MOST_GROUPS, len(groups)) + 1):
-                if self.wanted.knows(b"".join(groups[first:last])):
+                if self._known(b"".join(groups[first:last])):
                     yield at + 5 * first
 
     def _judge(self, run: bytes) -> Hit | None:
-        pieces = [run, *re.split(rb"[+/_-]", run), run.replace(b"-", b"")]
-        for piece in pieces:
-            if any(map(self.wanted.knows, (piece, piece.upper(), piece.lower()))):
+        if run.isalnum():  # nearly all are, and most are dismissed by their length and case
+            if self._known(run):
                 return Hit.SEED
+            return Hit.SHAPE if run.isupper() and looks_like_a_seed(run) else None
+        if any(map(self._known, (run, run.replace(b"-", b""), *re.split(rb"[+/_-]", run)))):
+            return Hit.SEED
         return Hit.SHAPE if any(map(looks_like_a_seed, re.split(rb"[_-]", run))) else None
+
+    def _known(self, word: bytes) -> bool:
+        return len(word) in self.wanted.lengths and any(map(self.wanted.knows, {word, word.upper(), word.lower()}))
 
 
 def looks_like_a_seed(text: bytes) -> bool:

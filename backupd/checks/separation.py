@@ -23,7 +23,7 @@ from backupd.columns import Cipher, ColumnError
 from backupd.columns.ciphers import open_cipher
 from backupd.columns.keyring import Keyring
 from backupd.columns.pgcrypto import PgCrypto
-from backupd.errors import CouldNotVerify, KeyUnusable
+from backupd.errors import CouldNotVerify, KeyUnusable, Refused
 from backupd.openpgp import Home
 from backupd.pipeline import Pipeline
 from backupd.redact import Secret
@@ -184,6 +184,8 @@ def _on_backup(sealed: Sealed, column_keys: list[Secret]) -> Iterator[bool]:
             other.import_secret(column_keys[0])
         except KeyUnusable:
             yield False  # as it should be: it is no OpenPGP key
+        except Refused as error:
+            raise CouldNotVerify(error.message, error.hint) from error
         else:
             yield opens_with(other, sealed.head)
 

@@ -45,6 +45,13 @@ def untouched(clinic_of_all_tests: Clinic, tmp_path: Path) -> Clinic:
 
 
 @pytest.fixture
+def steady(untouched: Clinic) -> Iterator[Connection]:
+    """A connection to the clinic that tests share."""
+    with untouched.database.connect() as made:
+        yield made
+
+
+@pytest.fixture
 def connection(clinic: Clinic) -> Iterator[Connection]:
     with clinic.database.connect() as made:
         yield made

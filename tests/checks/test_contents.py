@@ -16,9 +16,9 @@ CHECK = Contents()
 
 @pytest.mark.parametrize(("level", "digests"), [(Level.ROWS, 1), (Level.DIGESTS, 4)])
 def test_what_is_as_the_manifest_says_passes(
-    clinic: Clinic, connection: Connection, sealed: Sealed, level: Level, digests: int
+    untouched: Clinic, steady: Connection, sealed: Sealed, level: Level, digests: int
 ) -> None:
-    finding = run(CHECK, drilled(clinic, connection, sealed, clinic.users, level=level))
+    finding = run(CHECK, drilled(untouched, steady, sealed, untouched.users, level=level))
     assert finding.outcome is Outcome.PASS, finding.detail
     assert finding.figures["tables"] == 4
     assert finding.figures["rows"] == 14 + 5 + 4 + 500
@@ -65,8 +65,8 @@ def test_many_differences_are_counted_and_three_are_shown(clinic: Clinic, connec
     assert finding.detail.endswith("; and 3 more")
 
 
-def test_a_backup_that_noted_nothing_is_not_verified(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(clinic, connection, sealed, level=Level.OFF))
+def test_a_backup_that_noted_nothing_is_not_verified(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    finding = run(CHECK, drilled(untouched, steady, sealed, level=Level.OFF))
     assert finding.outcome is Outcome.COULD_NOT_VERIFY
     assert "nothing to compare" in finding.detail
 

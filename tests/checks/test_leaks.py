@@ -22,10 +22,10 @@ from tests.checks.clinic import NO_DIGEST, Clinic, drilled
 CHECK = Leaks()
 
 
-def test_a_dump_of_encrypted_columns_passes(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    canary = Canary("7", clinic.keep("canary", clinic.seeds[7].encode()))
-    users = replace(clinic.users, canary=canary)
-    finding = run(CHECK, drilled(clinic, connection, sealed, users, clinic.nurses, clinic.laboratory))
+def test_a_dump_of_encrypted_columns_passes(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    canary = Canary("7", untouched.keep("canary", untouched.seeds[7].encode()))
+    users = replace(untouched.users, canary=canary)
+    finding = run(CHECK, drilled(untouched, steady, sealed, users, untouched.nurses, untouched.laboratory))
     assert finding.outcome is Outcome.PASS, finding.detail
     assert finding.figures["seeds_known"] == 13 + 5 + 4 + 1
     assert finding.figures["rows_scanned"] == 14 + 5 + 4 + 500
@@ -102,9 +102,9 @@ def test_a_scan_that_sees_fewer_rows_than_the_backup_holds_proves_nothing(
     assert "it saw 522 rows, and the backup holds 523" in finding.detail
 
 
-def test_without_the_column_keys_nothing_is_proved(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    down = replace(clinic.users, keys=PrivateFile(str(clinic.directory / "nothing")))
-    finding = run(CHECK, drilled(clinic, connection, sealed, down))
+def test_without_the_column_keys_nothing_is_proved(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    down = replace(untouched.users, keys=PrivateFile(str(untouched.directory / "nothing")))
+    finding = run(CHECK, drilled(untouched, steady, sealed, down))
     assert finding.outcome is Outcome.COULD_NOT_VERIFY
     assert "the seeds of users.totp_secret were not looked for" in finding.detail
 
@@ -115,11 +115,11 @@ def test_a_shape_in_clear_fails_even_without_the_column_keys(clinic: Clinic, con
     assert run(CHECK, drilled(clinic, connection, sealed, down)).outcome is Outcome.FAIL
 
 
-def test_the_roles_file_is_scanned_too(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    whole = drilled(clinic, connection, sealed, clinic.users)
+def test_the_roles_file_is_scanned_too(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    whole = drilled(untouched, steady, sealed, untouched.users)
     roles = Artifact("globals.sql.gpg", Kind.GLOBALS, 100, NO_DIGEST, (Part(100, NO_DIGEST),))
     manifest = replace(whole.manifest, artifacts=(*whole.manifest.artifacts, roles))
-    comment = f"COMMENT ON ROLE ada IS 'otp {clinic.seeds[2].lower()}';\n".encode()
+    comment = f"COMMENT ON ROLE ada IS 'otp {untouched.seeds[2].lower()}';\n".encode()
 
     @contextmanager
     def unsealed(kind: Kind) -> Iterator[Iterator[bytes]]:
@@ -142,10 +142,10 @@ def test_the_roles_file_is_scanned_too(clinic: Clinic, connection: Connection, s
     ],
 )
 def test_a_stream_that_breaks_off_is_no_pass(
-    clinic: Clinic, connection: Connection, sealed: Sealed, error: Exception, outcome: Outcome
+    untouched: Clinic, steady: Connection, sealed: Sealed, error: Exception, outcome: Outcome
 ) -> None:
     """It broke off at its very end, when everything had been seen: what was seen does not count."""
-    whole = drilled(clinic, connection, sealed, clinic.users)
+    whole = drilled(untouched, steady, sealed, untouched.users)
 
     @contextmanager
     def unsealed(kind: Kind) -> Iterator[Iterator[bytes]]:
@@ -156,8 +156,8 @@ def test_a_stream_that_breaks_off_is_no_pass(
     assert run(CHECK, replace(whole, unsealed=unsealed)).outcome is outcome
 
 
-def test_a_backup_without_counts_is_scanned_all_the_same(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(clinic, connection, sealed, clinic.users, level=Level.OFF))
+def test_a_backup_without_counts_is_scanned_all_the_same(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    finding = run(CHECK, drilled(untouched, steady, sealed, untouched.users, level=Level.OFF))
     assert finding.outcome is Outcome.PASS
 
 

@@ -34,8 +34,8 @@ def session_key_of(sealed: Sealed) -> bytes:
     return bytes.fromhex(found[1].decode())
 
 
-def test_keys_that_have_nothing_in_common_pass(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(clinic, connection, sealed, clinic.users, clinic.nurses, clinic.laboratory))
+def test_keys_that_have_nothing_in_common_pass(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    finding = run(CHECK, drilled(untouched, steady, sealed, untouched.users, untouched.nurses, untouched.laboratory))
     assert finding.outcome is Outcome.PASS, finding.detail
     assert finding.figures["columns"] == 3
     assert finding.figures["attempts_on_columns"] == 3
@@ -57,7 +57,7 @@ def test_no_other_session_key_opens_it_whatever_noise_comes_out(sealed: Sealed) 
 
 
 def test_a_column_key_that_is_a_passphrase_of_the_backup_fails(
-    clinic: Clinic, connection: Connection, sealed: Sealed, safe_of_all_tests: Safe
+    untouched: Clinic, steady: Connection, sealed: Sealed, safe_of_all_tests: Safe
 ) -> None:
     """The stream is sealed to the recipient and, besides, to the laboratory's passphrase."""
     recipient = str(sealed.home.keep("recipient", safe_of_all_tests.pair.public))
@@ -66,7 +66,7 @@ def test_a_column_key_that_is_a_passphrase_of_the_backup_fails(
         *("gpg", *options, "--passphrase", "correct horse battery staple", "--symmetric", "--encrypt")
     )
     head = run_program(command, b"PGDMP", timeout_s=60).stdout
-    finding = run(CHECK, drilled(clinic, connection, replace(sealed, head=head), clinic.laboratory))
+    finding = run(CHECK, drilled(untouched, steady, replace(sealed, head=head), untouched.laboratory))
     assert finding.outcome is Outcome.FAIL
     assert finding.detail == 'a key of "Labor ä".totp_secret opens the backup'
 
@@ -85,8 +85,8 @@ def test_a_custodian_that_gives_the_backups_key_for_the_column_fails(
     assert "the backup's key opens" in finding.detail
 
 
-def test_one_place_for_both_keys_fails(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(clinic, connection, replace(sealed, key=clinic.users.keys), clinic.users))
+def test_one_place_for_both_keys_fails(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    finding = run(CHECK, drilled(untouched, steady, replace(sealed, key=untouched.users.keys), untouched.users))
     assert finding.outcome is Outcome.FAIL
     assert "kept in the same place" in finding.detail
 
@@ -101,11 +101,11 @@ def test_a_column_key_that_is_the_streams_session_key_fails(clinic: Clinic, conn
     assert raw.hex().upper() not in str(finding).upper()
 
 
-def test_a_session_key_that_is_a_column_key_fails(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
+def test_a_session_key_that_is_a_column_key_fails(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
     """Byte for byte, and by trying: the column's values open with it."""
-    raw = clinic.keyring.keys["2026-1"].reveal()
+    raw = untouched.keyring.keys["2026-1"].reveal()
     session_key = Secret(b"9:" + raw.hex().upper().encode())
-    finding = run(CHECK, drilled(clinic, connection, replace(sealed, session_key=session_key), clinic.users))
+    finding = run(CHECK, drilled(untouched, steady, replace(sealed, session_key=session_key), untouched.users))
     assert finding.outcome is Outcome.FAIL
     assert "share bytes" in finding.detail
     assert "the backup's key opens users.totp_secret" in finding.detail
@@ -113,38 +113,38 @@ def test_a_session_key_that_is_a_column_key_fails(clinic: Clinic, connection: Co
 
 @pytest.mark.parametrize("spelt", [bytes, b64encode, lambda raw: raw.hex().encode(), lambda raw: raw.hex().upper().encode()])
 def test_a_column_key_inside_of_the_backups_key_fails(
-    clinic: Clinic, connection: Connection, sealed: Sealed, spelt: object, tmp_path: Path
+    untouched: Clinic, steady: Connection, sealed: Sealed, spelt: object, tmp_path: Path
 ) -> None:
     assert callable(spelt)
-    raw = clinic.keyring.keys["2025-1"].reveal()
-    kept = clinic.keep("backup and column", b"key of everything: " + bytes(spelt(raw)) + b"\n")
-    finding = run(CHECK, drilled(clinic, connection, replace(sealed, key=kept), clinic.users))
+    raw = untouched.keyring.keys["2025-1"].reveal()
+    kept = untouched.keep("backup and column", b"key of everything: " + bytes(spelt(raw)) + b"\n")
+    finding = run(CHECK, drilled(untouched, steady, replace(sealed, key=kept), untouched.users))
     assert finding.outcome is Outcome.FAIL
     assert "share bytes" in finding.detail
 
 
-def test_without_its_control_a_refusal_proves_nothing(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
+def test_without_its_control_a_refusal_proves_nothing(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
     with Home() as empty:
-        finding = run(CHECK, drilled(clinic, connection, replace(sealed, home=empty), clinic.users))
+        finding = run(CHECK, drilled(untouched, steady, replace(sealed, home=empty), untouched.users))
     assert finding.outcome is Outcome.COULD_NOT_VERIFY
     assert "own key does not open" in finding.detail
 
 
-def test_a_column_that_its_own_keys_do_not_open_proves_nothing(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    other = Keyring("2026-1", {"2026-1": Secret(clinic.random.randbytes(32))})
-    users = replace(clinic.users, keys=clinic.keep("other", other.render().reveal()))
-    finding = run(CHECK, drilled(clinic, connection, sealed, users))
+def test_a_column_that_its_own_keys_do_not_open_proves_nothing(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    other = Keyring("2026-1", {"2026-1": Secret(untouched.random.randbytes(32))})
+    users = replace(untouched.users, keys=untouched.keep("other", other.render().reveal()))
+    finding = run(CHECK, drilled(untouched, steady, sealed, users))
     assert finding.outcome is Outcome.COULD_NOT_VERIFY
 
 
-def test_without_a_custodian_nothing_is_verified(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    nothing = PrivateFile(str(clinic.directory / "nothing"))
-    down = replace(clinic.users, keys=nothing)
-    assert run(CHECK, drilled(clinic, connection, sealed, down)).outcome is Outcome.COULD_NOT_VERIFY
-    keyless = drilled(clinic, connection, replace(sealed, key=nothing), clinic.users)
+def test_without_a_custodian_nothing_is_verified(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    nothing = PrivateFile(str(untouched.directory / "nothing"))
+    down = replace(untouched.users, keys=nothing)
+    assert run(CHECK, drilled(untouched, steady, sealed, down)).outcome is Outcome.COULD_NOT_VERIFY
+    keyless = drilled(untouched, steady, replace(sealed, key=nothing), untouched.users)
     assert run(CHECK, keyless).outcome is Outcome.COULD_NOT_VERIFY
 
 
-def test_a_source_without_column_keys_passes_and_says_so(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(clinic, connection, sealed))
+def test_a_source_without_column_keys_passes_and_says_so(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
+    finding = run(CHECK, drilled(untouched, steady, sealed))
     assert (finding.outcome, finding.figures["columns"]) == (Outcome.PASS, 0)
