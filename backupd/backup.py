@@ -190,7 +190,10 @@ class _Making:
             self.notes.append("the roles are without their passwords: the backup role may not read pg_authid")
         sealing = messages.seal(self.sealing.home, self.sealing.recipients)
         with Pipeline([dumped.command, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s) as pipeline:
-            self._send(Kind.GLOBALS, pipeline, 0)
+            try:
+                self._send(Kind.GLOBALS, pipeline, 0)
+            except ProcessFailed as error:
+                raise (dump.explained(error) if error.program == dumped.command.name else error) from None
 
     def _send(self, kind: Kind, pipeline: Pipeline, expected: int) -> None:
         name = ARTIFACTS[kind]

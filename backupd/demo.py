@@ -68,6 +68,7 @@ keys = {{ file = "keyring.json" }}
 
 [drill]
 secret_key = {{ file = "operations.sec.asc" }}
+directory = "{spare}"
 """
 
 
@@ -108,13 +109,23 @@ class Clinic:
     stored: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A private directory in memory, one that may be on a disk, and a server of its own beside them."""
+
+    directory: Path
+    spare: Path
+    cluster: ScratchCluster
+
+
 class DemoFailed(BackupdError):
     """Something in the story did not come out as it must."""
 
 
 def run(narrator: Narrator) -> None:
     """Tell the story. Raises DemoFailed when backupd did not do what it promises, and any other error of its."""
-    with _stage() as (directory, cluster):
+    with _stage() as stage:
+        directory, cluster = stage.directory, stage.cluster
         narrator.step(
             "A clinic", f"PostgreSQL with {CLINICIANS} clinicians, each with a second factor, encrypted in its column."
         )
@@ -123,7 +134,7 @@ def run(narrator: Narrator) -> None:
 
         narrator.step("Keys and a configuration", "Backups are sealed to two public keys. Neither opens the column.")
         _keys(directory)
-        text = CONFIGURATION.format(directory=directory, dsn=_without_password(cluster))
+        text = CONFIGURATION.format(directory=directory, spare=stage.spare, dsn=_without_password(cluster))
         (directory / "backupd.toml").write_text(text)
         narrator.configuration(text)
         with Service(load(directory / "backupd.toml"), actor(os.environ, Via.CLI, reason="demo"), os.environ) as service:
@@ -169,14 +180,17 @@ def _story(narrator: Narrator, service: Service, directory: Path, clinic: Clinic
 
 
 @contextmanager
-def _stage() -> Iterator[tuple[Path, ScratchCluster]]:
-    """A private directory in memory, and a server of its own beside it."""
+def _stage() -> Iterator[Stage]:
+    """Set up, and taken down at the end."""
     with ExitStack() as held:
         memory = Path("/dev/shm")  # noqa: S108  # keys are made here, and they must not reach a disk
         base = memory if memory.is_dir() else None
-        directory = held.enter_context(tempfile.TemporaryDirectory(prefix="backupd-demo-", dir=base))
-        cluster = held.enter_context(ScratchCluster(clients.choose_server(clients.find(), 0)))
-        yield Path(directory), cluster
+        directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="backupd-demo-", dir=base)))
+        # Containers often have 64 MB of shared memory. Nobody's data is in here, so a disk will do for the rest.
+        spare = Path(held.enter_context(tempfile.TemporaryDirectory(prefix="backupd-demo-")))
+        spare.chmod(0o711)  # the server's own account has to get through
+        cluster = held.enter_context(ScratchCluster(clients.choose_server(clients.find(), 0), spare))
+        yield Stage(directory, spare, cluster)
 
 
 def _clinic(directory: Path, cluster: ScratchCluster) -> Clinic:

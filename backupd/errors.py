@@ -8,6 +8,8 @@
     ├── Refused                  4  backupd will not do this: policy, not failure
     │   └── Busy                 4  another run holds the source
     ├── Tampered                 1  stored bytes, a signature or a trail are not what they were
+    ├── audit.TrailError         1  the trail cannot be written or read
+    ├── columns.ColumnError      1  a value of a column cannot be read; its own tree is in that room
     ├── ProcessFailed            1  a program of ours ended badly
     ├── SourceError              1  PostgreSQL refused, or could not be reached
     │   ├── SourceUnreachable    1
@@ -84,8 +86,8 @@ class Tampered(BackupdError):
 class ProcessFailed(BackupdError):
     """A program ended with an exit code that is not 0, or by a signal.
 
-    `status` is its exit code, or minus the signal's number, or None when it never started or more than one was ended at a deadline;
-    `stderr` holds its last lines, already free of secrets.
+    `status` is its exit code, or minus the signal's number, or None when it never started or was ended at a deadline; `stderr`
+    holds its last lines, already free of secrets.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ def _roles(manifest: Manifest, store: Store, key: Opening, connection: Connectio
 
 def _database(manifest: Manifest, store: Store, key: Opening, target: Target, server: Server, progress: Progress) -> None:
     made_by = int(manifest.tools.pg_dump.partition(".")[0])
-    chosen = clients.choose(clients.find(target.client_directories), max(made_by, server.major))
+    chosen = clients.choose_restorer(clients.find(target.client_directories), made_by, server.major)
     whole = archive.one_transaction_fits(chosen, server)
     command = archive.restore(chosen, target.dsn, single_transaction=whole)
     artifact = manifest.artifact(Kind.DATABASE)

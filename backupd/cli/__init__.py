@@ -8,6 +8,7 @@ what, one of `hint:`, and its exit code; a traceback is shown with `--debug` onl
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import signal
@@ -83,6 +84,7 @@ def app() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    gc.set_threshold(50_000, 20, 100)  # a command is short, and most of what it allocates are modules that stay
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     sys.exit(_run(arguments))

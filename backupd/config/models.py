@@ -342,7 +342,8 @@ class Drill(Table):
     rto_minutes: int = Field(60, ge=1, description="How long a restore may take.")
     rpo_hours: int = Field(26, ge=1, description="How old the newest backup may be.")
     directory: File | None = Field(
-        None, description="Where scratch clusters are made. Default: the system's temporary directory."
+        None,
+        description="Where a scratch cluster may lie when shared memory has no room; its data is then on that disk.",
     )
 
 

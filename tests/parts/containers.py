@@ -10,7 +10,7 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,9 +48,10 @@ class ContainerEngine:
         """Run one podman command and return its standard output."""
         return _run("podman", *arguments, environment=self.environment)
 
-    def build(self, context: Path, tag: str, **build_arguments: str) -> str:
-        """Build `context`'s Dockerfile, without a container runtime, and return `tag`."""
+    def build(self, context: Path, tag: str, *, mounts: Collection[str] = (), **build_arguments: str) -> str:
+        """Build `context`'s Dockerfile, without a container runtime, and return `tag`. `mounts` are `HOST:CONTAINER:ro`."""
         options = [option for name, value in build_arguments.items() for option in ("--build-arg", f"{name}={value}")]
+        options += [option for mount in mounts for option in ("--volume", mount)]
         _run("buildah", "bud", "--isolation", "chroot", "--tag", tag, *options, str(context), environment=self.environment)
         return tag
 
