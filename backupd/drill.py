@@ -44,13 +44,15 @@ _EXPANSION = 4  # a database beside its compressed dump, in size; the scratch cl
 class DrillPlan:
     """What a drill looks at. `key` is the custodian that the backup's key comes from; `deadline_s` is for the restore's data.
 
-    The scratch cluster lies in memory if there is room, else in `scratch_directory`.
+    `newest_at` is the snapshot's time of the source's newest backup, by which the recovery point is measured; None when that is
+    the one that is drilled. The scratch cluster lies in memory if there is room, else in `scratch_directory`.
     """
 
     key: Custodian
     columns: tuple[TotpColumn, ...] = ()
     questions: tuple[Question, ...] = ()
     objectives: Objectives = Objectives()  # noqa: RUF009  # a frozen value
+    newest_at: datetime | None = None
     client_directories: tuple[Path, ...] = ()
     scratch_directory: Path | None = None
     deadline_s: float | None = None
@@ -58,9 +60,9 @@ class DrillPlan:
 
 @dataclass(frozen=True, slots=True)
 class DrillReport:
-    """What a drill came to. `rpo_s`: how old the data was at its start; `rto_s`: from there until all was checked, or None.
+    """What a drill came to. `rpo_s`: how old the newest data was at its start; `rto_s`: from there until all was checked.
 
-    `scratch` says where the backup was restored to; `notes` are warnings, one line each.
+    `rto_s` is None when nothing was restored. `scratch` says where to that was; `notes` are warnings, one line each.
     """
 
     verdict: Outcome
@@ -121,6 +123,7 @@ class _Drill:
 
     def __init__(self, manifest: Manifest, store: Store, key: Opening, plan: DrillPlan, progress: Progress) -> None:
         self._manifest, self._store, self._key, self._plan, self._progress = manifest, store, key, plan, progress
+        self._newest_at = plan.newest_at or manifest.snapshot.taken_at
         self._started_at = datetime.now(UTC)
         self._start = time.monotonic()
         self._scratch = "none: it came to no restore"
@@ -142,7 +145,7 @@ class _Drill:
             verdict=verdict(findings),
             backup_id=self._manifest.backup_id,
             findings=tuple(findings),
-            rpo_s=(self._started_at - self._manifest.snapshot.taken_at).total_seconds(),
+            rpo_s=(self._started_at - self._newest_at).total_seconds(),
             rto_s=self._elapsed_s() if restored else None,
             scratch=self._scratch,
             started_at=self._started_at,
@@ -175,6 +178,7 @@ class _Drill:
                 columns=self._plan.columns,
                 questions=self._plan.questions,
                 objectives=self._plan.objectives,
+                newest_at=self._newest_at,
                 started_at=self._started_at,
                 restore_s=restore_s,
                 elapsed_s=self._elapsed_s,

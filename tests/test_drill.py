@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,17 @@ def test_a_deadline_ends_the_restore_and_passes_nothing(place: Place) -> None:
     report = place.drill(replace(place.plan, deadline_s=0.001))
     assert outcomes(report) == {"restore": Outcome.FAIL}
     assert "deadline" in report.findings[0].detail
+
+
+def test_an_old_backup_is_not_held_against_a_newer_one(place: Place) -> None:
+    """Whoever drills last year's backup by its id still has yesterday's."""
+    aged = replace(place.manifest, snapshot=replace(place.manifest.snapshot, taken_at=datetime(2025, 1, 1, tzinfo=UTC)))
+    plan = replace(place.plan, newest_at=place.manifest.snapshot.taken_at)
+    report = drill(aged, place.rig.store, place.rig.reading, plan, place.rig.trail)
+    assert outcomes(report)["objectives"] is Outcome.PASS
+    assert 0 <= report.rpo_s < 26 * 3600
+    alone = drill(aged, place.rig.store, place.rig.reading, place.plan, place.rig.trail)
+    assert outcomes(alone)["objectives"] is Outcome.FAIL
 
 
 def test_missed_objectives_fail(place: Place) -> None:

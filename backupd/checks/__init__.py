@@ -110,6 +110,7 @@ class Sealed:
 class Drilled:
     """All that a check may look at. Times in seconds.
 
+    `newest_at` is the snapshot's time of the source's newest backup, which need not be the one that is drilled.
     `connection` is to the restored database, in autocommit, as a role that may read everything. `unsealed` gives an artifact's
     plaintext (of the database its SQL, decompressed) in chunks; it counts only if the block ends without an error.
     """
@@ -121,6 +122,7 @@ class Drilled:
     columns: tuple[TotpColumn, ...]
     questions: tuple[Question, ...]
     objectives: Objectives
+    newest_at: datetime
     started_at: datetime
     restore_s: float
     elapsed_s: Callable[[], float]

@@ -185,6 +185,7 @@ def drilled(
         columns=columns,
         questions=(),
         objectives=Objectives(),
+        newest_at=TAKEN_AT,
         started_at=TAKEN_AT,
         restore_s=1.0,
         elapsed_s=lambda: 90.0,
