@@ -29,8 +29,8 @@ class ObjectivesKept:
             "rpo_promised_s": None if promised.rpo_hours is None else promised.rpo_hours * 3600,
             "rto_promised_s": None if promised.rto_minutes is None else promised.rto_minutes * 60,
         }
-        point = f"the newest data is {_hours(rpo_s)} old"
-        time = f"recovery took {_minutes(rto_s)}"
+        point = f"the newest data is {_span(rpo_s)} old"
+        time = f"recovery took {_span(rto_s)}"
         missed = []
         if promised.rpo_hours is not None and rpo_s > promised.rpo_hours * 3600:
             missed.append(f"{point}, and {promised.rpo_hours:g} hours are promised")
@@ -46,9 +46,7 @@ class ObjectivesKept:
         return Finding(NAME, Outcome.PASS, measured, figures)
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.1f} hours"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes"
+def _span(seconds: float) -> str:
+    if abs(seconds) < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if abs(seconds) < 5400 else f"{seconds / 3600:.1f} hours"

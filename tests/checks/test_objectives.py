@@ -30,16 +30,21 @@ def whole(clinic: Clinic, connection: Connection, sealed: Sealed) -> Drilled:
 
 def test_what_is_kept_passes_and_what_is_not_fails(whole: Drilled) -> None:
     cases = [
-        (Objectives(26, 60), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30.0 minutes"),
-        (Objectives(24, 30), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30.0 minutes"),
+        (Objectives(26, 60), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30 minutes"),
+        (Objectives(24, 30), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30 minutes"),
         (Objectives(12, 60), Outcome.FAIL, "the newest data is 24.0 hours old, and 12 hours are promised"),
-        (Objectives(26, 15), Outcome.FAIL, "recovery took 30.0 minutes, and 15 minutes are promised"),
-        (Objectives(), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30.0 minutes; nothing is promised"),
+        (Objectives(26, 15), Outcome.FAIL, "recovery took 30 minutes, and 15 minutes are promised"),
+        (Objectives(), Outcome.PASS, "the newest data is 24.0 hours old, recovery took 30 minutes; nothing is promised"),
     ]
     for promised, outcome, said in cases:
         finding = run(CHECK, replace(whole, objectives=promised))
         assert (finding.outcome, finding.detail) == (outcome, said)
         assert (finding.figures["rpo_s"], finding.figures["rto_s"], finding.figures["restore_s"]) == (86400, 1800, 1)
+
+
+def test_short_spans_are_told_in_seconds(whole: Drilled) -> None:
+    quick = replace(whole, started_at=TAKEN_AT + timedelta(seconds=12), elapsed_s=lambda: 3.4)
+    assert run(CHECK, quick).detail == "the newest data is 12 seconds old, recovery took 3 seconds; nothing is promised"
 
 
 def test_a_backup_of_the_future_proves_nothing(whole: Drilled) -> None:
