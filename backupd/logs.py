@@ -45,6 +45,8 @@ def configure(stream: TextIO, *, json: bool, debug: bool) -> None:
     root.handlers = [_Handler(stream, json=json, debug=debug)]
     root.setLevel(logging.WARNING)
     logging.getLogger(_OURS).setLevel(logging.DEBUG if debug else logging.INFO)
+    # It warns of what goes wrong while it takes down a connection that we ourselves cut. What matters of it is raised.
+    logging.getLogger("psycopg").setLevel(logging.DEBUG if debug else logging.ERROR)
     logging.captureWarnings(True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

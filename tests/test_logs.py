@@ -109,9 +109,14 @@ def test_what_was_bound_before_is_scrubbed_too() -> None:
 
 
 def test_the_standard_library_goes_through_the_same_chain() -> None:
-    (line,) = lines(lambda: logging.getLogger("psycopg").warning("connect %s", "password=hunter2"))
+    (line,) = lines(lambda: logging.getLogger("psycopg").error("connect %s", "password=hunter2"))
     assert line["event"] == f"connect password={REDACTED}"
     assert line["logger"] == "psycopg"
+
+
+def test_psycopg_does_not_warn_of_connections_that_we_cut() -> None:
+    """Whatever of it matters is raised, and told as an error."""
+    assert lines(lambda: logging.getLogger("psycopg").warning("error ignored in rollback")) == []
 
 
 def test_direct_users_of_structlog_go_through_the_same_chain() -> None:
