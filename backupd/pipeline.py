@@ -173,8 +173,9 @@ class Pipeline:
         how = f"ended with exit code {code}" if code >= 0 else f"was ended by {_signal_name(-code)}"
         lines = self.stderr_of(index)
         said = next((line.strip() for line in reversed(lines.splitlines()) if line.strip()), "")
+        hint = "who ended it? The kernel's log tells when memory ran out" if code < 0 else None
         return ProcessFailed(
-            f"{command.name} {how}" + (f": {said}" if said else ""), program=command.name, status=code, stderr=lines
+            f"{command.name} {how}" + (f": {said}" if said else ""), hint, program=command.name, status=code, stderr=lines
         )
 
     def stderr(self, name: str) -> str:
