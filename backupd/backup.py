@@ -135,6 +135,7 @@ class _Making:
 
     def dump(self) -> None:
         """Send the database and the roles, while the expectations are read from the same snapshot beside it."""
+        expectations.require_readable(self.held.connection)  # before pg_dump stumbles over it with less to say
         self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.major)
         self.compression = dump.compression(self.clients, self.source.compression)
         try:
