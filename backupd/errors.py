@@ -13,6 +13,7 @@
     ├── ProcessFailed            1  a program of ours ended badly
     ├── SourceError              1  PostgreSQL refused, or could not be reached
     │   ├── SourceUnreachable    1
+    │   ├── SourceFull           1  the server's disk is full
     │   └── SourceDenied         1
     └── StoreError               1  the object store did
         ├── ObjectMissing        1
@@ -105,6 +106,10 @@ class SourceError(BackupdError):
 
 class SourceUnreachable(SourceError):
     """There is no connection to be had, or it was lost."""
+
+
+class SourceFull(SourceError):
+    """The server has no room left; a restore meets that."""
 
 
 class SourceDenied(SourceError):

@@ -273,18 +273,19 @@ class Service:
             entry = self.entry(name, backup_id)
             manifest = entry.proved()
             key = self.opening_key(secret_key)
-            plan = self._drill_plan(name, key)
+            plan = self._drill_plan(entry, key)
         with ExitStack() as held:
             with self._before(Operation.RESTORE_TEST, name, entry.backup_id):
                 opening = held.enter_context(self.opening(key))
             return drill(manifest, self.store, opening, plan, self.trail, progress)
 
-    def _drill_plan(self, name: str, key: Custodian) -> DrillPlan:
+    def _drill_plan(self, entry: Entry, key: Custodian) -> DrillPlan:
         from backupd.checks import Canary, Objectives, Question, TotpColumn
         from backupd.columns.totp import Algorithm, Parameters
         from backupd.drill import DrillPlan
 
-        source, promised = self.source(name), self.config.drill
+        source, promised = self.source(entry.source), self.config.drill
+        newest = self.catalog.newest(entry.source)
         return DrillPlan(
             key=key,
             columns=tuple(
@@ -302,7 +303,8 @@ class Service:
             ),
             questions=tuple(Question.expecting(each.name, each.query, each.expect) for each in source.sql),
             objectives=Objectives(promised.rpo_hours, promised.rto_minutes),
-            client_directories=self.client_directories(name),
+            newest_at=newest.manifest.snapshot.taken_at if newest is not None and newest.manifest is not None else None,
+            client_directories=self.client_directories(entry.source),
             scratch_directory=promised.directory,
         )
 

@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from backupd.errors import BackupdError, CouldNotVerify, ProcessFailed, Refused, SourceDenied, Tampered
+from backupd.errors import (
+    BackupdError,
+    CouldNotVerify,
+    ProcessFailed,
+    Refused,
+    SourceDenied,
+    SourceFull,
+    SourceUnreachable,
+    Tampered,
+)
 from backupd.manifest import Source
 from backupd.pipeline import Command
 from backupd.postgres import complaints
@@ -142,6 +151,10 @@ def explained(error: ProcessFailed) -> BackupdError:
         return Tampered(message, first.hint)
     if first.kind is ProblemKind.DENIED:
         return SourceDenied(message, first.hint)
+    if first.kind is ProblemKind.CONNECTION:
+        return SourceUnreachable(message, first.hint)
+    if first.kind is ProblemKind.NO_ROOM:
+        return SourceFull(message, first.hint)
     if first.kind is ProblemKind.MISSING_EXTENSION:
         return CouldNotVerify(message, first.hint)
     return ProcessFailed(message, first.hint, program=_PROGRAM, status=error.status, stderr=cleaned)
