@@ -20,6 +20,7 @@ from tests.postgres import zoo
 
 # The whole zoo (300 tables, 200 MB of bytes) once for each store and each pair; a small one for the other pairings.
 FULL = {("file", 15, 17), ("s3", 17, 17), ("azure", 15, 15)}
+PREFIX = "traveller"  # of its roles: other tests have a zoo in the same clusters
 PAIRINGS = [(kind, *pair) for kind in ("file", "s3", "azure") for pair in ((15, 15), (17, 17), (15, 17))]
 
 
@@ -44,7 +45,7 @@ def without_roles(request: pytest.FixtureRequest, source_major: int, target_majo
     yield
     for major in {source_major, target_major}:
         with server(request, major).connect() as connection:
-            zoo.drop_roles(connection)
+            zoo.drop_roles(connection, PREFIX)
 
 
 def schema(dsn: str) -> str:
@@ -65,7 +66,7 @@ def test_a_zoo_comes_back_as_it_was(
     tables, big_mb = (300, 200) if (kind, source_major, target_major) in FULL else (20, 2)
     before, after = source.create_database(), target.create_database()
     with source.connect(before) as connection:
-        built = zoo.build(connection, tables=tables, big_mb=big_mb)
+        built = zoo.build(connection, tables=tables, big_mb=big_mb, prefix=PREFIX)
     definition = schema(source.dsn(before))
     with rigged(store, pairs, tmp_path) as rig:
         manifest = rig.back_up(source.dsn(before), level=Level.DIGESTS)
@@ -73,7 +74,7 @@ def test_a_zoo_comes_back_as_it_was(
         assert len(manifest.expect.tables) > tables
         source.drop_database(before)
         with source.connect() as connection:
-            zoo.drop_roles(connection)
+            zoo.drop_roles(connection, PREFIX)
         rig.restore(manifest, target.dsn(after))
         with session.connect(Dsn.parse(target.dsn(after)), application_name="test", autocommit=True) as found:
             shown = expectations.found(found, manifest.expect)
