@@ -138,6 +138,22 @@ class Installation:
         self.secrets.planted.assert_absent(done.stderr, f"the errors of backupd {shown}")
         return Completed(arguments, done.returncode, done.stdout.decode(), done.stderr.decode())
 
+    @contextmanager
+    def running(self, *arguments: str, config: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """`backupd ARGUMENTS` at work, stderr piped and stdout dropped; killed at the end if it still runs."""
+        with subprocess.Popen(
+            [sys.executable, "-m", "backupd", *arguments],
+            cwd=self.directory,
+            env=self.environment(config),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
     def environment(self, config: Path | None = None) -> dict[str, str]:
         """What backupd gets: no HOME, AWS, PG or TZ of the user's; its own children's arguments are watched for secrets."""
         watched = self.secrets.planted.child_environment()

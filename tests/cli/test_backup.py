@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 from tests.installation import SOURCE, Installation
+
+DEADLINE_S = 120.0
+
+
+def wait_for_a_blocked_dump(clinic: Installation) -> None:
+    """Until a session in the clinic's database waits for a table's lock."""
+    deadline = time.monotonic() + DEADLINE_S
+    question = (
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'relation' AND NOT granted"
+        " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    while clinic.database.execute(question) == [(0,)]:
+        assert time.monotonic() < deadline, "pg_dump never came to wait for the lock"
+        time.sleep(0.05)
 
 
 def test_a_backup_is_made_and_listed(clinic: Installation) -> None:
@@ -14,3 +30,24 @@ def test_a_backup_is_made_and_listed(clinic: Installation) -> None:
     assert made["started_at"] <= made["finished_at"]
     [listed] = clinic.run("list", "--json").ok().json
     assert {**made, "state": "committed", "problem": None, "locked_until": None} == listed
+
+
+def test_a_second_run_is_refused_and_a_stopped_one_leaves_nothing(clinic: Installation) -> None:
+    """While one backup waits for a migration's lock, another is refused (4); the first, told to stop, ends with 130."""
+    config = clinic.configure("patient.toml", source=clinic.tables["source"] + "lock_timeout_s = 600\n")
+    with clinic.database.connect() as migration, migration.transaction():
+        migration.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        with clinic.running("backup", "--json", config=config) as first:
+            wait_for_a_blocked_dump(clinic)
+            second = clinic.run("backup", "--json", config=config)
+            assert (second.code, second.error["exit_code"]) == (4, 4)
+            assert "another run holds" in second.error["error"]
+            first.terminate()
+            _, said = first.communicate(timeout=DEADLINE_S)
+            assert first.returncode == 130
+            clinic.secrets.planted.assert_absent(said, "the errors of a stopped backup")
+            assert b"interrupted by SIGTERM" in said
+    assert [record["phase"] for record in clinic.records()] == ["intent", "intent", "refused", "interrupted"]
+    assert clinic.store is not None
+    assert [path for path in clinic.store.rglob("*") if path.is_file()] == []
+    clinic.run("backup", config=config).ok()
