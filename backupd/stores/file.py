@@ -87,7 +87,7 @@ class FileStore:
             for upload in sorted(self._uploads()):
                 name = _name_of(upload)
                 if name is not None and name.startswith(under):
-                    shutil.rmtree(upload)
+                    _remove(upload)
                     swept.append(name)
             self._drop_unfinished()
         return sorted(swept)
@@ -123,7 +123,8 @@ class FileStore:
 
     def discard(self, staging: Path) -> None:
         """Remove what `begin` made. Errors are left to `sweep`."""
-        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _remove(staging)
         self._drop_unfinished()
 
     def _stage(self, name: str) -> Path:
@@ -241,15 +242,32 @@ class FileUpload:
 
 
 def _name_of(upload: Path) -> str | None:
-    """Which object a directory below `.unfinished` was to become; None when that cannot be told. Removes nameless old ones."""
+    """Which object a directory below `.unfinished` was to become; None when that cannot be told.
+
+    Removes what nobody can still be at work on: directories that have been nameless for a day, or whose removal was cut short.
+    """
     if upload.suffix == ".new":
         if time.time() - upload.stat().st_mtime > _NAMELESS_S:
             shutil.rmtree(upload)
         return None
     try:
         return (upload / "name").read_text()
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
+        with contextlib.suppress(OSError):
+            upload.rmdir()
         return None
+    except NotADirectoryError:
+        return None
+
+
+def _remove(upload: Path) -> None:
+    """Remove an upload's directory, its name last: until then, whoever dies in between leaves something that can be swept."""
+    for path in upload.iterdir():
+        if path.name != "name":
+            path.unlink()
+    (upload / "name").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # another run's sweep found it empty
+        upload.rmdir()
 
 
 def _walk(directory: int, path: str, prefix: str) -> Iterator[StoredObject]:

@@ -237,6 +237,12 @@ def test_a_name_too_long_for_the_file_system_is_told(store: FileStore) -> None:
     assert store.sweep("") == []
 
 
+def test_sweep_finishes_a_removal_that_was_cut_short(store: FileStore, root: Path) -> None:
+    (root / ".unfinished" / "0123456789abcdef").mkdir(parents=True)
+    assert store.sweep("anything") == []
+    assert everything(root) == set()
+
+
 def test_sweep_leaves_an_upload_that_is_just_beginning(store: FileStore, root: Path) -> None:
     beginning = root / ".unfinished" / "0123456789abcdef.new"
     beginning.mkdir(parents=True)
