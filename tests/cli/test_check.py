@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backupd.openpgp.keys import generate
-from tests.installation import SOURCE, Completed, Installation, keep
+from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
+from tests.parts.postgres import PostgresServer
 from tests.parts.s3 import S3Server
 
 
@@ -179,3 +181,18 @@ def test_a_store_that_only_lets_us_read_is_a_problem(clinic: Installation, s3_se
     assert done.code == 1
     assert only(done, "problem").startswith("store: ")
     assert any(each == "store: it answers reads" for each in lines(done, "ok"))
+
+
+def test_a_lock_that_the_bucket_does_not_keep_is_a_problem(
+    tmp_path: Path, postgres17: PostgresServer, secrets: Secrets, s3_server: S3Server
+) -> None:
+    """A lock is configured, and the bucket was made without: nobody shall believe that backups are protected."""
+    with installed(tmp_path, postgres17, secrets, s3_server) as clinic:
+        clinic.run("check").ok()
+        clinic.back_up()
+        locked = clinic.tables["store"] + 'lock = { mode = "compliance", days = 1 }\n'
+        done = clinic.run("check", "--json", config=clinic.configure("locked.toml", store=locked))
+        assert done.code == 1
+        upload, newest = lines(done, "problem")
+        assert "written with a lock" in upload
+        assert newest == "backups clinic: the newest backup is not locked, and compliance is configured"
