@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol
 
 from backupd.audit import open_trail_store
 from backupd.audit.chain import FindingKind
@@ -28,6 +28,7 @@ from backupd.errors import Busy
 from backupd.manifest import Manifest
 from backupd.service import Service, actor
 from backupd.stores import UNFINISHED
+from tests.e2e.processes import child, command_lines, ended, stop_and_kill, stop_and_list, wait_for
 from tests.installation import SOURCE, Installation
 
 if TYPE_CHECKING:
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 120.0
 TRIES = 20  # to kill something before it ends by itself; each waits half as long as the one before
-HOME = "/dev/shm/backupd-gpg-"
-WORK = {"pg_dump": ("--snapshot=", "--globals-only"), "gpg": ("--encrypt",)}  # an argument that tells it from short calls
 
 # 10 MB that do not compress: two parts, and the roles.
 FILL = """
@@ -177,7 +176,7 @@ class Scene:
     # ------------------------------------------------------------------------------------------------------------------ deaths
 
     def kill_backupd(self, moment: Moment) -> bool:
-        """SIGKILL for backupd at a moment, and all that is due after it. Returns whether it leaves an intent without outcome."""
+        """SIGKILL for backupd at a moment, and all that is due after it. Returns whether it leaves an orphan in the trail."""
         for attempt in range(TRIES):
             before = len(self.records())
             with self.running() as process:
@@ -220,7 +219,7 @@ class Scene:
         else:
             raise AssertionError("it always ended before it could be killed")
         assert process.returncode == 1, output
-        error, hint = output.splitlines()
+        error, hint = output.splitlines()[-2:]
         assert error.startswith("error: ")
         assert "SIGKILL" in error
         assert hint.startswith("hint: ")
@@ -334,123 +333,3 @@ def at_manifest(scene: Scene, process: subprocess.Popen[bytes], factor: float) -
 def _seen(scene: Scene, name: str) -> Callable[[], bool]:
     known = scene.view.objects()
     return lambda: any(each.endswith(name) for each in scene.view.objects() - known)
-
-
-# ------------------------------------------------------------------------------------------------------------------ processes
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """A process and a descriptor of it (pidfd), which stays its own when its number is another's."""
-
-    pid: int
-    fd: int
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """What a process has when it dies: its children and its private homes."""
-
-    children: list[Process]
-    homes: list[str]
-
-
-def wait_for(probe: Callable[[], T], process: subprocess.Popen[bytes] | None = None) -> T | None:
-    """What `probe` gives once that is true; None when the process ended before."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        found = probe()
-        if found:
-            return found
-        if process is not None and process.poll() is not None:
-            return None
-        if time.monotonic() > deadline:
-            raise AssertionError("waited in vain")
-        time.sleep(0.002)
-
-
-def ended(processes: Collection[Process]) -> None:
-    """Return once these have ended, by themselves."""
-    for each in processes:
-        assert select.select([each.fd], [], [], DEADLINE_S)[0], f"process {each.pid} does not end"
-        os.close(each.fd)
-
-
-def child(process: subprocess.Popen[bytes], program: str) -> Process | None:
-    """The pg_dump or pg_dumpall that dumps, or the gpg that seals."""
-    for found in _children(process.pid):
-        argv = _argv(found.pid)
-        name = Path(argv[0]).name
-        if name.startswith(program) and any(word.startswith(WORK[program]) for word in argv):
-            return found
-        os.close(found.fd)
-    return None
-
-
-def stop_and_list(process: subprocess.Popen[bytes]) -> Left | None:
-    """Stop a child of ours, and say what it has; None when it has ended."""
-    process.send_signal(signal.SIGSTOP)
-    if process.returncode is not None:
-        return None
-    came = os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
-    if came is None or came.si_code != os.CLD_STOPPED:
-        return None
-    links = [str(fd.readlink()) for fd in Path(f"/proc/{process.pid}/fd").iterdir()]
-    homes = [str(Path(link).parent) for link in links if link.startswith(HOME) and link.endswith("/lock")]
-    return Left(list(_children(process.pid)), homes)
-
-
-def stop_and_kill(process: Process) -> bool:
-    """SIGKILL for a process that is not ours, once it is known to be alive; False when it has ended."""
-    try:
-        signal.pidfd_send_signal(process.fd, signal.SIGSTOP)
-        if not wait_for(lambda: _state(process.pid) in "TZX" or None) or _state(process.pid) != "T":
-            return False
-        signal.pidfd_send_signal(process.fd, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def command_lines() -> Iterator[str]:
-    """Of every process there is."""
-    for path in Path("/proc").iterdir():
-        if path.name.isdigit():
-            yield " ".join(_argv(int(path.name)))
-
-
-def _children(pid: int) -> Iterator[Process]:
-    for task in _tasks(pid):
-        try:
-            numbers = (task / "children").read_text().split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for number in map(int, numbers):
-            try:
-                yield Process(number, os.pidfd_open(number))
-            except ProcessLookupError:
-                continue
-
-
-def _tasks(pid: int) -> list[Path]:
-    try:
-        return list(Path(f"/proc/{pid}/task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
-        return []
-
-
-def _argv(pid: int) -> list[str]:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
-        return [""]
-
-
-def _state(pid: int) -> str:
-    """As proc_pid_stat(5) has it: T stopped, Z ended and not yet waited for; X when there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"

@@ -45,7 +45,8 @@ def test_backupd_dies_at_a_random_moment(scene: Scene, seed: int) -> None:
     ],
 )
 def test_backupd_dies_before_anything_is_committed_when(scene: Scene, moment: Moment) -> None:
-    assert any([scene.kill_backupd(moment) for _ in range(6)])
+    orphans = [scene.kill_backupd(moment) for _ in range(6)]
+    assert any(orphans)
 
 
 @pytest.mark.parametrize(
