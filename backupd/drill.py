@@ -155,7 +155,8 @@ class _Drill:
 
     @contextmanager
     def _cluster(self) -> Iterator[ScratchCluster]:
-        found = clients.find(self._plan.client_directories)
+        # A configured directory may hold client programs alone.
+        found = [*clients.find(self._plan.client_directories), *clients.find()]
         server = clients.choose_server(found, _major(self._manifest.source.server_version))
         dumped = sum(artifact.size for artifact in self._manifest.artifacts)
         with ScratchCluster(server, self._plan.scratch_directory, expected_bytes=_EXPANSION * dumped) as cluster:

@@ -66,7 +66,8 @@ class Clients:
 
 
 def find(directories: Sequence[Path] = ()) -> list[Clients]:
-    """Every installation: of the configured directories, PATH, the usual places and the embedded wheel; newest version first.
+    """Every installation, newest version first: those in the configured directories, or else, where none is configured, those
+    on PATH, in the usual places and in the embedded wheel.
 
     Raises ConfigError for a configured directory that holds no programs.
     """
@@ -76,11 +77,11 @@ def find(directories: Sequence[Path] = ()) -> list[Clients]:
         if clients is None:
             raise ConfigError(f"{directory} holds no PostgreSQL programs", f"it should hold {', '.join(_NEEDED)}")
         found.setdefault(directory.resolve(), clients)
-    for directory in _usual_places():
+    for directory in () if directories else _usual_places():
         resolved = directory.resolve()
         if resolved not in found and (clients := _look(directory)) is not None:
             found[resolved] = clients
-    return sorted(found.values(), key=lambda clients: clients.version, reverse=True)  # stable: configured ones before equals
+    return sorted(found.values(), key=lambda clients: clients.version, reverse=True)
 
 
 def choose(found: Iterable[Clients], server_major: int) -> Clients:

@@ -30,10 +30,10 @@ def test_versions_and_zstd_are_those_of_the_programs(programs: dict[int, Clients
     assert programs[17].release.startswith("17.")
 
 
-def test_a_configured_directory_comes_first_among_equals_and_must_hold_programs(tmp_path: Path) -> None:
+def test_a_configured_directory_is_the_only_one_and_must_hold_programs(tmp_path: Path) -> None:
     mirror = tmp_path / "bin"
     mirror.symlink_to(postgres_bin(17))
-    assert clients.find([mirror])[0].directory == mirror
+    assert [each.directory for each in clients.find([mirror])] == [mirror]
     with pytest.raises(ConfigError, match="holds no PostgreSQL programs"):
         clients.find([tmp_path])
 
