@@ -274,9 +274,7 @@ class Service:
             manifest = entry.proved()
             key = self.opening_key(secret_key)
             plan = self._drill_plan(entry, key)
-        with ExitStack() as held:
-            with self._before(Operation.RESTORE_TEST, name, entry.backup_id):
-                opening = held.enter_context(self.opening(key))
+        with self.opening(Operation.RESTORE_TEST, name, secret_key) as opening:
             return drill(manifest, self.store, opening, plan, self.trail, progress)
 
     def _drill_plan(self, entry: Entry, key: Custodian) -> DrillPlan:
@@ -332,14 +330,15 @@ class Service:
         return Dsn.parse(address, password)
 
     @contextmanager
-    def opening(self, key: Custodian) -> Iterator[Opening]:
-        """A home of its own for the secret key that opens backups, gone when the block ends."""
+    def opening(self, operation: Operation, source: str | None, secret_key: Path | None) -> Iterator[Opening]:
+        """A home of its own for the secret key that opens backups, gone when the block ends. A key that is none is recorded."""
         with Home() as home:
-            home.import_secret(key.fetch())
+            with self._before(operation, source):
+                home.import_secret(self.opening_key(secret_key).fetch())
             yield Opening(home)
 
     @contextmanager
-    def _before(self, operation: Operation, source: str, backup_id: str | None = None) -> Iterator[None]:
+    def _before(self, operation: Operation, source: str | None, backup_id: str | None = None) -> Iterator[None]:
         """Record what keeps an operation from beginning: a key that is none, a secret that is not there, a forged manifest."""
         try:
             yield

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backupd.audit.records import Operation
 from backupd.cli.session import Session, duration, options
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ def command(
     with session.service() as service:
         dsn = service.target(target, password_file)
         entry = service.entry(source, backup_id)
-        with service.opening(service.opening_key(secret_key)) as opening, session.progress(entry.backup_id) as progress:
+        with (
+            service.opening(Operation.RESTORE, source, secret_key) as opening,
+            session.progress(entry.backup_id) as progress,
+        ):
             made = service.restore(entry, opening, dsn, progress)
     took = time.monotonic() - started
     result = {

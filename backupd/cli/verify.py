@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backupd.audit.records import Operation
 from backupd.cli import show
 from backupd.cli.session import Row, Session, options, size, table
 from backupd.errors import BackupdError, ConfigError, CouldNotVerify
@@ -41,7 +42,7 @@ def command(
         raise ConfigError("--all and --backup exclude each other", "leave one of them out")
     proofs: list[tuple[str, Proof]] = []
     code = 0
-    with session.service() as service, key(service, deep, secret_key) as opening:
+    with session.service() as service, key(service, source, deep, secret_key) as opening:
         if everything:
             entries = service.catalog.list(source)
             if not entries:
@@ -59,12 +60,12 @@ def command(
 
 
 @contextmanager
-def key(service: Service, wanted: bool, secret_key: Path | None) -> Iterator[Opening | None]:
+def key(service: Service, source: str | None, wanted: bool, secret_key: Path | None) -> Iterator[Opening | None]:
     """What opens backups, from a file or the drill's custodian, for the length of the block; None when it is not wanted."""
     if not wanted:
         yield None
         return
-    with service.opening(service.opening_key(secret_key)) as opening:
+    with service.opening(Operation.VERIFY, source, secret_key) as opening:
         yield opening
 
 

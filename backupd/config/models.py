@@ -351,7 +351,6 @@ class Limits(Table):
     """What a run may use."""
 
     upload_concurrency: int = Field(2, ge=1, le=16, description="Parts on their way at once; each is held in memory.")
-    memory_mib: int = Field(512, ge=64, description="Memory for parts, in MiB; no part is larger than its share.")
 
 
 class Config(Table):

@@ -75,6 +75,16 @@ SELECT format('%I.%I', n.nspname, c.relname), c.relkind::text, format('%I', n.ns
  ORDER BY 1 LIMIT 1
 """
 
+# pg_read_all_data does not cover large objects: each is read by its owner, a superuser or whoever was granted it.
+_DENIED_LARGE_OBJECT = """
+SELECT oid::text FROM pg_largeobject_metadata
+ WHERE NOT pg_has_role(lomowner, 'USAGE')
+   AND NOT EXISTS (SELECT FROM aclexplode(lomacl) AS a WHERE a.privilege_type = 'SELECT'
+                      AND (a.grantee = 0 OR pg_has_role(a.grantee, 'USAGE')))
+   AND current_setting('lo_compat_privileges') = 'off'
+ LIMIT 1
+"""
+
 # Owners, and whom a grant, a policy or a default privilege of this database names. The first superuser is in no pg_shdepend.
 # What belongs to an extension belongs, after a restore, to whoever restored it.
 _ROLES = """
@@ -212,9 +222,10 @@ def _large_object_differences(expected: LargeObjects | None, shown: LargeObjects
 
 
 def require_readable(connection: Connection) -> None:
-    """Raises SourceDenied that names the first table or sequence of which a dump could not read everything, and the remedy."""
+    """Raises SourceDenied that names the first thing of which a dump could not read everything, and the remedy."""
     with translated("look for missing rights"), _fixed_text(connection):
         rows = connection.execute(_DENIED).fetchall()
+        large_objects = connection.execute(_DENIED_LARGE_OBJECT).fetchall()
         [(user,)] = connection.execute("SELECT quote_ident(current_user)").fetchall()
     for name, kind, schema, may_enter, is_filtered in rows:
         what = "sequence" if kind == "S" else "table"
@@ -227,6 +238,13 @@ def require_readable(connection: Connection) -> None:
         raise SourceDenied(
             f"{printable(user)} may not read {what} {printable(name)}",
             printable(f"GRANT {right} TO {user}; {_READ_ALL} {user}"),
+        )
+    for (oid,) in large_objects:
+        raise SourceDenied(
+            f"{printable(user)} may not read large object {oid}",
+            printable(
+                f"GRANT SELECT ON LARGE OBJECT {oid} TO {user}, and each other one; or make {user} a member of the owner"
+            ),
         )
 
 

@@ -230,7 +230,7 @@ _CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
      "turn ssl on in the server; sslmode=prefer would send the data in clear"),
     (r"certificate|SSL error|root\.crt|sslmode", SourceUnreachable, "no TLS session could be agreed on",
      "check sslmode, sslrootcert and the server's certificate"),
-    (r"could not translate host name|name resolution", SourceUnreachable, "the host's name is not known",
+    (r"could not translate host name|name resolution|failed to resolve host", SourceUnreachable, "the host's name is not known",
      "correct the address's host"),
     (r"timeout expired|timed out", SourceUnreachable, "the server did not answer in time", "check host, port and firewall"),
     (r"Connection refused|No such file or directory|No route to host|unreachable|could not receive data|closed the connection",
