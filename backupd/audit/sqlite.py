@@ -2,7 +2,8 @@
 
 Durable on return: a rollback journal with `synchronous=EXTRA`, which also syncs the directory once the journal is gone; with
 FULL a power cut may take back the last commit (sqlite.org/pragma.html#pragma_synchronous). WAL would need a second file to be
-readable, and a writable directory to be read in. The triggers keep honest tools from editing, and stop nobody else.
+readable, and a writable directory to be read in. The triggers keep honest tools from editing, and stop nobody else. Whoever can
+write the file can also give it triggers or views of their own, so a file that holds anything but our schema is not used at all.
 """
 
 from __future__ import annotations
@@ -13,17 +14,21 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from backupd.audit import Stored, TrailError
 from backupd.audit.records import digest
-from backupd.errors import BackupdError, Tampered
+from backupd.errors import BackupdError, Interrupted, Tampered
 
 APPLICATION_ID = 0x62_6B_70_64  # "bkpd", so that file(1) and we know the file
 SCHEMA_VERSION = 1
 _PAGE = 500
+_LARGEST = 32 << 20  # bytes of one record: four times what a check writes that finds as much as a record holds
+_STEPS = 100_000  # of SQLite's machine, some milliseconds, between two looks at whether a signal came
 _SCHEMA = f"""
 CREATE TABLE record (
     seq INTEGER PRIMARY KEY CHECK (seq > 0),
@@ -63,22 +68,23 @@ class SqliteStore:
             data = make(head)
             stored = Stored(1 if head is None else head.seq + 1, data, digest(data))
             connection.execute("INSERT INTO record (seq, data, sha256) VALUES (?, ?, ?)", (stored.seq, data, stored.sha256))
+            if _stored(connection.execute(_HEAD).fetchone()) != stored:
+                raise Tampered(f"the trail {self.path} does not keep what is written to it", _CHANGED_HINT)
             connection.execute("COMMIT")
             return stored
 
     def read(self, start: int = 1) -> Iterator[Stored]:
-        # By pages, so that no lock is held while the caller works; by rowid too, for a forged table may hold a number twice.
-        page = self._page((start - 1, 2**63 - 1))
+        # By pages, so that no lock is held while the caller works.
+        page = self._page(start - 1)
         while page:
-            for _, stored in page:
-                yield stored
-            rowid, stored = page[-1]
-            page = self._page((stored.seq, rowid))
+            yield from page
+            page = self._page(page[-1].seq)
 
     def head(self) -> Stored | None:
         if self._is_absent():
             return None
         with self._open() as connection:
+            connection.execute("BEGIN")  # what is read is of the schema that was looked at
             return _stored(connection.execute(_HEAD).fetchone()) if self._has_schema(connection) else None
 
     def excess_rights(self) -> list[str]:
@@ -119,25 +125,35 @@ class SqliteStore:
                 f"the trail {self.path} cannot be created: {error.strerror}", "its directory must be writable by this user"
             ) from error
 
-    def _page(self, after: tuple[int, int]) -> list[tuple[int, Stored]]:
+    def _page(self, after: int) -> list[Stored]:
         if self._is_absent():
             return []
         with self._open() as connection:
+            connection.execute("BEGIN")
             if not self._has_schema(connection):
                 return []
             rows = connection.execute(
-                "SELECT rowid, seq, data, sha256 FROM record WHERE (seq, rowid) > (?, ?) ORDER BY seq, rowid LIMIT ?",
-                (*after, _PAGE),
+                "SELECT seq, data, sha256 FROM record WHERE seq > ? ORDER BY seq LIMIT ?", (after, _PAGE)
             ).fetchall()
-        return [(rowid, _present(row)) for rowid, *row in rows]
+        page = [_present(row) for row in rows]
+        numbers = [after, *(each.seq for each in page)]
+        if any(one >= next_one for one, next_one in pairwise(numbers)):  # pages that point at each other have no end
+            raise Tampered(f"the trail {self.path} is damaged: its numbers do not rise", _DAMAGED_HINT)
+        return page
 
     def _has_schema(self, connection: sqlite3.Connection) -> bool:
-        """Whether it is a trail; False for an empty file. Raises TrailError for a database of something else."""
+        """Whether it is a trail; False for an empty file. Raises TrailError for a database of something else.
+
+        Raises Tampered when it holds anything but our schema: a trigger can swallow records, a view can invent them or have no
+        end, and neither shows in what is read.
+        """
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if application == APPLICATION_ID and version > SCHEMA_VERSION:
             raise TrailError(f"the trail {self.path} is of version {version}, newer than this backupd", "update backupd")
         if application == APPLICATION_ID:
+            if _objects(connection) != _ours():
+                raise Tampered(f"the trail {self.path} holds other tables, triggers or views than backupd made", _CHANGED_HINT)
             return True
         if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise TrailError(f"{self.path} is a database of something else, no trail", "correct [audit] url")
@@ -150,20 +166,26 @@ class SqliteStore:
             # SQLite itself falls back to reading only when the file is write-protected.
             uri = f"file:{quote(str(Path(self.path).absolute()))}?mode=rw"
             with closing(sqlite3.connect(uri, uri=True, timeout=self.busy_timeout_s, isolation_level=None)) as connection:
+                connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
+                # Python runs its handlers of signals when Python runs; what one raises ends the statement.
+                connection.set_progress_handler(lambda: 0, _STEPS)
                 connection.execute("PRAGMA synchronous = EXTRA")
                 connection.execute("PRAGMA trusted_schema = OFF")  # a forged schema runs no functions of ours
                 yield connection  # closing without COMMIT rolls back
         except (sqlite3.Error, OverflowError) as error:
+            if _code(error) == sqlite3.SQLITE_INTERRUPT:  # by a signal, whose own exception SQLite has swallowed
+                raise Interrupted("interrupted while the trail was used", "nothing half-done was left; run it again") from error
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> BackupdError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the primary code; the upper bits only refine it
-        reason = _REASONS.get(code)
+        reason = _REASONS.get(_code(error))
         if reason is not None:
             return TrailError(f"the trail {self.path} {reason[0]}", reason[1])
-        return Tampered(f"the trail {self.path} is damaged: {error}", "keep the file as it is, and find out what wrote to it")
+        return Tampered(f"the trail {self.path} is damaged: {error}", _DAMAGED_HINT)
 
 
+_DAMAGED_HINT = "keep the file as it is, and find out what wrote to it"
+_CHANGED_HINT = "keep the file as it is, find out who changed it, and name another in [audit] url"
 _REASONS = {
     sqlite3.SQLITE_BUSY: ("is locked by another process", "look for one that hangs, with fuser(1)"),
     sqlite3.SQLITE_LOCKED: ("is locked by this process", "this is a fault in backupd: report it"),
@@ -171,7 +193,7 @@ _REASONS = {
     sqlite3.SQLITE_PERM: ("may not be used by this user", "make this user the owner of the file"),
     sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "this user must be able to read and write it and its directory"),
     sqlite3.SQLITE_AUTH: ("may not be used by this user", "make this user the owner of the file"),
-    sqlite3.SQLITE_FULL: ("cannot be written: the disk is full", "make room; nothing was done that is not recorded"),
+    sqlite3.SQLITE_FULL: ("cannot be written: the disk is full", "make room"),
     sqlite3.SQLITE_IOERR: (
         "cannot be read or written: the disk is full, or failing",
         "make room, and look into the kernel's log",
@@ -185,14 +207,29 @@ def _stored(row: Any) -> Stored | None:
 
 
 def _present(row: Any) -> Stored:
-    """A row as it is, however it was forged; only its number must be one."""
+    """A row as it is, however it was forged; its number is one, for it is the table's key."""
     seq, data, sha256 = row
-    if not isinstance(seq, int):
-        raise Tampered(
-            "the trail's table holds something that is no number of a record", "keep the file, and find out who wrote it"
-        )
     data = data if isinstance(data, bytes) else str(data).encode("utf-8", "surrogateescape")
     return Stored(seq, data, sha256 if isinstance(sha256, str) else "")
+
+
+def _code(error: Exception) -> int:
+    """SQLite's primary code of an error, 0 when it is none of SQLite's; the upper bits only refine it."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _objects(connection: sqlite3.Connection) -> list[tuple[str, ...]]:
+    """What the database holds, by name, as it was made; blanks do not count."""
+    rows = connection.execute("SELECT type, name, tbl_name, sql FROM sqlite_master ORDER BY name LIMIT 10").fetchall()
+    return [tuple(" ".join(str(each).split()) for each in row) for row in rows]
+
+
+@cache
+def _ours() -> list[tuple[str, ...]]:
+    """What a trail holds, and nothing else."""
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(_SCHEMA)
+        return _objects(connection)
 
 
 def _statements(script: str) -> Iterator[str]:

@@ -14,10 +14,13 @@ from tests.installation import SOURCE, Installation
 def edit(trail: Path, *statements: str) -> None:
     """Change a trail behind backupd's back."""
     with closing(sqlite3.connect(trail)) as connection:
-        connection.execute("DROP TRIGGER record_is_not_updated")
-        connection.execute("DROP TRIGGER record_is_not_deleted")
+        guards = connection.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in guards:
+            connection.execute(f"DROP TRIGGER {name}")
         for statement in statements:
             assert connection.execute(statement).rowcount == 1
+        for _, guard in guards:
+            connection.execute(guard)
         connection.commit()
 
 
