@@ -77,7 +77,7 @@ def _query(connection: Connection, column: TotpColumn) -> sql.Composed:
             message = f"the restored table {printable(name)} has no column {printable(wanted)}"
             raise ConfigError(message, "look at [[sources.….totp]]")
     value = sql.Identifier(column.column)
-    data = value if types[column.column] == "bytea" else sql.SQL("convert_to({}::text, 'UTF8')").format(value)
+    data = value if types[column.column] == "bytea" else sql.SQL("pg_catalog.convert_to({}::text, 'UTF8')").format(value)
     enrolled = sql.SQL("{} IS NOT NULL").format(value)
     if column.enrolled is not None:
         enrolled = sql.SQL("coalesce({}::boolean, false)").format(sql.Identifier(column.enrolled))
@@ -86,17 +86,27 @@ def _query(connection: Connection, column: TotpColumn) -> sql.Composed:
 
 
 def _table(connection: Connection, name: str) -> str:
-    """The table's qualified name. One without a schema is looked for in all: a restored database has no search_path set."""
+    """The table's qualified name. One without a schema is looked for in all of them, and has to be the only one.
+
+    No search_path chooses, not even `public`: whoever may create a schema could put a copy before the table that is meant.
+    """
     with translated(f"find table {printable(name)}"):
         found = connection.execute(
             "SELECT format('%%I.%%I', n.nspname, c.relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
-            " WHERE c.oid = to_regclass(%(name)s) OR (to_regclass(%(name)s) IS NULL AND relkind IN ('r', 'p')"
-            " AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND ARRAY[relname::text] = parse_ident(%(name)s))",
+            " WHERE relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+            " AND parse_ident(%(name)s) IN (ARRAY[relname::text], ARRAY[nspname::text, relname::text]) ORDER BY 1",
             {"name": name},
         ).fetchall()
-    if len(found) != 1:
-        problem = "there is no table" if not found else f"there are {len(found)} tables"
-        raise ConfigError(f"in the restored database {problem} {printable(name)}", "write SCHEMA.TABLE in [[sources.….totp]]")
+    if not found:
+        raise ConfigError(
+            f"in the restored database there is no table {printable(name)}", "write SCHEMA.TABLE in [[sources.….totp]]"
+        )
+    if len(found) > 1:
+        shown = ", ".join(printable(each) for (each,) in found[:3])
+        raise ConfigError(
+            f"the table {printable(name)} is ambiguous: there are {len(found)} of that name ({shown})",
+            "write SCHEMA.TABLE in [[sources.….totp]]",
+        )
     return str(found[0][0])
 
 
@@ -104,7 +114,7 @@ def _columns(connection: Connection, table: str) -> list[tuple[str, str]]:
     with translated(f"read the columns of {printable(table)}"):
         return connection.execute(
             "SELECT attname::text, typname::text FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
-            " WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+            " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
             (table,),
         ).fetchall()
 

@@ -21,6 +21,7 @@ _SETTINGS = {
     "TimeZone": "UTC",
     "bytea_output": "hex",
     "extra_float_digits": "1",
+    "search_path": "public",  # not "$user": the drill's own role is known, and a schema of its name could be made for it
 }
 Rows = tuple[tuple[str | None, ...], ...]
 

@@ -14,7 +14,7 @@ from backupd.checks.objectives import ObjectivesKept
 from backupd.checks.separation import Separation
 from backupd.checks.sql import Sql
 from backupd.checks.totp import Totp
-from backupd.errors import BackupdError, CouldNotVerify, SourceFull, SourceUnreachable, StoreError
+from backupd.errors import BackupdError, CouldNotVerify, ProcessFailed, SourceFull, SourceUnreachable, StoreError
 from backupd.postgres.session import translate
 from backupd.redact import printable, scrub
 
@@ -39,9 +39,14 @@ def run(check: Check, drilled: Drilled) -> Finding:
 
 def broken_off(name: str, error: BackupdError) -> Finding:
     """The finding of what ended with an error. Where only the means were missing, nothing was shown to be wrong."""
-    means_missing = isinstance(error, CouldNotVerify | StoreError | SourceUnreachable | SourceFull)
+    means_missing = isinstance(error, CouldNotVerify | StoreError | SourceUnreachable | SourceFull) or _was_ended(error)
     outcome = Outcome.COULD_NOT_VERIFY if means_missing else Outcome.FAIL
     return Finding(name, outcome, error.message + (f" (hint: {error.hint})" if error.hint else ""))
+
+
+def _was_ended(error: BackupdError) -> bool:
+    """Whether a program did not end by itself: a signal, as when memory runs out, or a deadline. It has judged nothing."""
+    return isinstance(error, ProcessFailed) and (error.status is None or error.status < 0)
 
 
 def verdict(findings: Iterable[Finding]) -> Outcome:

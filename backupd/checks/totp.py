@@ -126,10 +126,10 @@ def _judge(reader: Reader, row: Row, seen: _Seen) -> str | None:
         return "enrolled without a seed" if row.enrolled else None
     if in_clear(row.value):
         return "HAZARD: a seed in clear"
-    if not row.enrolled and not is_canary:
-        return None
     try:
         key_id = reader.cipher.key_id(row.value)
+        if not row.enrolled and not is_canary:
+            return None
         seed = reader.cipher.decrypt(reader.cell(row), row.value)
     except UnknownKey as error:
         return f"the key {error.key_id!r} is missing from the keyring"

@@ -76,10 +76,40 @@ def test_a_name_that_two_schemas_have_is_not_guessed(connection: Connection, tmp
     for schema in ("a", "b"):
         connection.execute(f"CREATE SCHEMA {schema}".encode())
         connection.execute(f"CREATE TABLE {schema}.seeds (id int, value bytea)".encode())
-    with pytest.raises(ConfigError, match="there are 2 tables seeds"), opened(connection, column(tmp_path)):
+    with pytest.raises(ConfigError, match=r"ambiguous: .* \(a.seeds, b.seeds\)"), opened(connection, column(tmp_path)):
         pass
     with opened(connection, column(tmp_path, "b.seeds")) as reader:
         assert list(reader.rows()) == []
+
+
+def test_a_copy_that_the_search_path_would_find_first_is_not_taken_for_the_table(
+    connection: Connection, tmp_path: Path
+) -> None:
+    """The drill's role has a name that anyone can read: a schema of that name comes first in PostgreSQL's own search path."""
+    connection.execute("CREATE TABLE public.seeds (id int, value bytea)")
+    connection.execute("CREATE SCHEMA AUTHORIZATION CURRENT_USER CREATE TABLE seeds (id int, value bytea)")
+    assert connection.execute("SELECT to_regclass('seeds') = to_regclass('public.seeds')").fetchone() == (False,)
+    with pytest.raises(ConfigError, match="ambiguous"), opened(connection, column(tmp_path)):
+        pass
+    connection.execute("INSERT INTO public.seeds VALUES (1, NULL)")
+    with opened(connection, column(tmp_path, "public.seeds")) as reader:
+        assert len(list(reader.rows())) == 1
+
+
+def test_a_view_of_the_same_name_is_as_ambiguous_as_a_table(connection: Connection, tmp_path: Path) -> None:
+    connection.execute("CREATE TABLE public.seeds (id int, value bytea)")
+    connection.execute("CREATE SCHEMA a CREATE VIEW seeds AS SELECT 1 AS id, NULL::bytea AS value")
+    with pytest.raises(ConfigError, match="ambiguous"), opened(connection, column(tmp_path)):
+        pass
+
+
+def test_a_function_of_the_databases_does_not_stand_in_for_the_servers_own(connection: Connection, tmp_path: Path) -> None:
+    """One whose arguments fit better wins over pg_catalog's, wherever both are looked for."""
+    connection.execute("CREATE TABLE seeds AS SELECT 1 AS id, 'text of a row' AS value")
+    connection.execute("CREATE FUNCTION convert_to(text, text) RETURNS bytea LANGUAGE sql AS $$ SELECT 'forged'::bytea $$")
+    assert connection.execute("SELECT convert_to('a'::text, 'UTF8')").fetchone() == (b"forged",)
+    with opened(connection, column(tmp_path)) as reader:
+        assert [row.value for row in reader.rows()] == [b"text of a row"]
 
 
 def test_names_that_need_quotes_are_quoted(connection: Connection, tmp_path: Path) -> None:

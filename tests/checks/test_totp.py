@@ -105,6 +105,26 @@ def test_a_seed_in_clear_is_the_hazard_even_if_not_enrolled(
     assert finding.detail == f"users.totp_secret: HAZARD: a seed in clear in 1 row ({row})"
 
 
+@pytest.mark.parametrize("value", [b"JBSWY3DPEHPK3PX1", b"hunter2", b""])
+def test_a_value_that_is_not_enrolled_has_to_be_encrypted_all_the_same(
+    clinic: Clinic, connection: Connection, sealed: Sealed, value: bytes
+) -> None:
+    """It need not look like a seed to be in clear."""
+    clinic.execute("UPDATE users SET totp_secret = %s WHERE id = 13", (value,))
+    finding = run(CHECK, drilled(clinic, connection, sealed, clinic.users))
+    assert finding.outcome is Outcome.FAIL
+    assert "not an encrypted value" in finding.detail
+    assert "in 1 row (13)" in finding.detail
+
+
+def test_a_value_that_is_not_enrolled_may_be_of_a_key_that_is_gone(
+    clinic: Clinic, connection: Connection, sealed: Sealed
+) -> None:
+    gone = Keyring("2020-1", {"2020-1": Secret(clinic.random.randbytes(32))})
+    clinic.put(13, clinic.seeds[13], keyring=gone)
+    assert run(CHECK, drilled(clinic, connection, sealed, clinic.users)).outcome is Outcome.PASS
+
+
 def test_a_whole_column_in_clear_is_counted_and_five_rows_are_named(
     clinic: Clinic, connection: Connection, sealed: Sealed
 ) -> None:
