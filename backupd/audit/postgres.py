@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from backupd.audit import Stored, TrailError
 from backupd.audit.records import clean_text, digest
-from backupd.errors import BackupdError, SourceError, SourceUnreachable
+from backupd.errors import BackupdError, SourceError, SourceUnreachable, Tampered
 from backupd.redact import printable
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ class PostgresStore:
             try:
                 with self._session() as connection:
                     self._lock(connection)
+                    self._whole(connection)
                     # Its transaction held the lock to its end: whatever became of it is decided, and visible now.
                     if sent is not None and self._at(connection, sent.seq) == sent:
                         return sent
@@ -88,6 +89,8 @@ class PostgresStore:
                         "INSERT INTO backupd_audit.record (seq, data, sha256) VALUES (%s, %s, %s)",
                         (sent.seq, sent.data, sent.sha256),
                     )
+                    if self._at(connection, sent.seq) != sent:
+                        raise Tampered(f"the trail {self.where} does not keep what is written to it", _CHANGED_HINT)
                     connection.commit()
                     return sent
             except _Lost as lost:
@@ -98,6 +101,7 @@ class PostgresStore:
 
     def read(self, start: int = 1) -> Iterator[Stored]:
         with self._reading() as connection, connection.cursor("trail") as cursor:
+            self._whole(connection)
             cursor.itersize = _PAGE
             cursor.execute("SELECT seq, data, sha256 FROM backupd_audit.record WHERE seq >= %s ORDER BY seq", (start,))
             for row in cursor:
@@ -105,6 +109,7 @@ class PostgresStore:
 
     def head(self) -> Stored | None:
         with self._reading() as connection:
+            self._whole(connection)
             return _stored(connection.execute(_HEAD).fetchone())
 
     def excess_rights(self) -> list[str]:
@@ -129,6 +134,15 @@ class PostgresStore:
             "SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'"
         )
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+
+    def _whole(self, connection: psycopg.Connection[Any]) -> None:
+        """Raises Tampered when the table is more than a table: a trigger swallows records, a view or a policy hides them.
+
+        A table that is not there is told of by what asks for its rows.
+        """
+        row = connection.execute(_STRANGE).fetchone()
+        if row is not None and row[0]:
+            raise Tampered(f"the trail {self.where} is not as it was installed: {clean_text('; '.join(row[0]))}", _CHANGED_HINT)
 
     def _at(self, connection: psycopg.Connection[Any], seq: int) -> Stored | None:
         statement = "SELECT seq, data, sha256 FROM backupd_audit.record WHERE seq = %s"
@@ -178,15 +192,31 @@ class _Lost(BackupdError):
 
 
 _INSTALL_HINT = "an administrator has to run what `backupd audit install-sql` prints"
+_CHANGED_HINT = "keep the table as it is, and find out which administrator changed it"
 _REASONS: dict[str, tuple[str, str | None]] = {
     "3F000": ("is not there: the schema is missing", _INSTALL_HINT),
     "42P01": ("is not there: the table is missing", _INSTALL_HINT),
     "42501": ("may not be written or read by this role", "grant it USAGE on the schema, SELECT and INSERT on the table"),
     "55P03": ("is locked by another writer", "look for a session that waits, in pg_stat_activity"),
     "25006": ("is on a server that only reads", "give the URL of the primary"),
-    "53100": ("cannot be written: the server's disk is full", "make room; nothing was done that is not recorded"),
+    "53100": ("cannot be written: the server's disk is full", "make room"),
     "23505": ("has a record of this number already, written without the lock", "find out who else writes to it"),
 }
+# Triggers that only guard against change, by name and by when they fire (pg_trigger.tgtype), may be missing: that is told with
+# the rights. Internal triggers are those of foreign keys, which can refuse a record and not swallow it.
+_STRANGE = """
+SELECT array_remove(ARRAY[
+           CASE WHEN c.relkind <> 'r' THEN 'it is no table' END,
+           CASE WHEN c.relrowsecurity THEN 'row security hides its rows' END,
+           CASE WHEN EXISTS (SELECT FROM pg_inherits i WHERE c.oid IN (i.inhparent, i.inhrelid)) THEN 'it inherits' END],
+           NULL)
+       || ARRAY(SELECT 'it has the rule ' || w.rulename FROM pg_rewrite w WHERE w.ev_class = c.oid AND c.relkind = 'r'
+                ORDER BY w.rulename)
+       || ARRAY(SELECT 'it has the trigger ' || t.tgname FROM pg_trigger t WHERE t.tgrelid = c.oid AND NOT t.tgisinternal
+                AND (t.tgname, t.tgtype) NOT IN (('record_is_not_changed', 27), ('record_is_not_truncated', 34))
+                ORDER BY t.tgname)
+FROM pg_class c WHERE c.oid = to_regclass('backupd_audit.record')
+"""
 _RIGHTS = """
 SELECT current_user, r.rolsuper, pg_has_role(current_user, c.relowner, 'MEMBER'),
        has_schema_privilege(c.relnamespace, 'CREATE'),

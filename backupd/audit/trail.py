@@ -71,7 +71,8 @@ class Trail:
     ) -> Iterator[Run]:
         """An intent before the block, and after it the outcome, whatever ended it; what the block `note`s goes into that.
 
-        When the block fails and its outcome cannot be recorded either, the block's own error is the one that leaves.
+        When the block fails and its outcome cannot be recorded either, the block's own error is the one that leaves. When it
+        did what it should and that cannot be recorded, a TrailError says both.
         """
         run = self.intent(operation, source, details, backup_id=backup_id)
         try:
@@ -80,7 +81,12 @@ class Trail:
             with suppress(BackupdError):
                 run.end_by(error)
             raise
-        run.end_by(None)
+        try:
+            run.end_by(None)
+        except BackupdError as error:
+            what = " ".join(each for each in (operation.value, run.backup_id or source) if each)
+            message = f"{what} was done, and its outcome could not be recorded: {error.message}"
+            raise TrailError(message, f"{error.hint or 'make the trail writable'}; then run `backupd audit verify`") from error
 
     def event(
         self,

@@ -15,7 +15,7 @@ from backupd.audit import Stored, TrailError
 from backupd.audit.postgres import PostgresStore, install_sql
 from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
-from backupd.errors import SourceDenied, SourceUnreachable
+from backupd.errors import SourceDenied, SourceUnreachable, Tampered
 from tests.audit.contract import Place, TrailStoreContract
 from tests.audit.examples import ACTOR
 from tests.parts.postgres import Database, MakePostgres, PostgresServer
@@ -148,6 +148,57 @@ def test_any_role_name_is_quoted_in_the_sql(database15: Database, name: str) -> 
     finally:
         quoted = name.replace('"', '""')
         database15.execute(f'DROP OWNED BY "{quoted}"; DROP ROLE "{quoted}"')
+
+
+_SWALLOW = "CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'; "
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        (
+            _SWALLOW + "CREATE TRIGGER t BEFORE INSERT ON backupd_audit.record FOR EACH ROW EXECUTE FUNCTION swallow()",
+            "trigger t",
+        ),
+        (
+            _SWALLOW + "DROP TRIGGER record_is_not_changed ON backupd_audit.record; CREATE TRIGGER record_is_not_changed"
+            " BEFORE INSERT ON backupd_audit.record FOR EACH ROW EXECUTE FUNCTION swallow()",
+            "trigger record_is_not_changed",
+        ),
+        ("CREATE RULE quiet AS ON INSERT TO backupd_audit.record DO INSTEAD NOTHING", "rule quiet"),
+        ("ALTER TABLE backupd_audit.record ENABLE ROW LEVEL SECURITY", "row security"),
+        ("CREATE TABLE more () INHERITS (backupd_audit.record)", "inherits"),
+        (
+            "ALTER TABLE backupd_audit.record RENAME TO kept;"
+            " CREATE VIEW backupd_audit.record AS SELECT * FROM backupd_audit.kept LIMIT 2;"
+            " GRANT SELECT, INSERT ON backupd_audit.record TO PUBLIC",
+            "no table",
+        ),
+    ],
+)
+def test_a_table_that_is_more_than_a_table_is_neither_written_nor_believed(
+    installed: Installed, script: str, said: str
+) -> None:
+    """What is written could be swallowed, and what is read could be made up."""
+    run = Trail(installed.store(), ACTOR).intent(Operation.BACKUP, "clinic")
+    installed.database.execute(script)
+    for use in (run.done, installed.store().head, Trail(installed.store(), ACTOR).verify):
+        with pytest.raises(Tampered, match=f"is not as it was installed: .*{said}") as caught:
+            use()
+        assert caught.value.hint
+
+
+def test_a_record_that_is_not_there_after_it_was_written_is_told(installed: Installed) -> None:
+    """Something that swallows it is put there at the last moment, after the table was looked at."""
+
+    def make(_: Stored | None) -> bytes:
+        installed.database.execute(
+            _SWALLOW + "CREATE TRIGGER t BEFORE INSERT ON backupd_audit.record FOR EACH ROW EXECUTE FUNCTION swallow()"
+        )
+        return b"x"
+
+    with pytest.raises(Tampered, match="does not keep what is written"):
+        installed.store().append(make)
 
 
 # ------------------------------------------------------------------------------------------- what goes wrong, said clearly

@@ -92,6 +92,29 @@ def test_an_outcome_that_could_not_be_written_may_be_tried_again(tmp_path: Path)
     assert trail.verify().findings == ()
 
 
+def test_what_was_done_and_cannot_be_recorded_is_said_to_be_done(tmp_path: Path) -> None:
+    """Whoever reads it must not believe that nothing happened; an operation that failed keeps its own error."""
+    directory = tmp_path / "trail"
+    directory.mkdir()
+    trail = Trail(SqliteStore(str(directory / "audit.db")), ACTOR)
+    with (
+        pytest.raises(TrailError, match=r"^backup 20261124T020000Z-5f3c9a was done, and its outcome could not be") as caught,
+        trail.recording(Operation.BACKUP, source="clinic", backup_id="20261124T020000Z-5f3c9a"),
+    ):
+        directory.rename(tmp_path / "away")
+    assert "`backupd audit verify`" in str(caught.value.hint)
+    assert "nothing was done" not in str(caught.value.hint)
+    (tmp_path / "away").rename(directory)
+    assert [finding.kind.value for finding in trail.verify().findings] == ["orphan"]
+
+    def refused() -> None:
+        directory.rename(tmp_path / "away")
+        raise Refused("it is the last backup")
+
+    with pytest.raises(Refused, match="it is the last"), trail.recording(Operation.PRUNE, source="clinic"):
+        refused()
+
+
 def test_what_cannot_be_recorded_is_not_begun(tmp_path: Path) -> None:
     trail = Trail(SqliteStore(str(tmp_path / "missing" / "audit.db")), ACTOR)
     with pytest.raises(TrailError, match="restore was not begun, because it cannot be recorded") as caught:
