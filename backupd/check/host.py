@@ -10,6 +10,7 @@ from pathlib import Path
 from backupd import openpgp
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.openpgp.home import SHARED_MEMORY, in_memory
+from backupd.postgres.scratch import unprivileged_user
 
 AREA = "host"
 HOME_BYTES = 16 << 20
@@ -21,6 +22,7 @@ def look(parts: Parts) -> Iterator[Line]:
     yield from guarded(AREA, _gpg())
     yield from _memory()
     yield from _scratch(parts)
+    yield from guarded(AREA, account_of_drills(os.geteuid()))
 
 
 def _gpg() -> Iterator[Line]:
@@ -49,6 +51,19 @@ def _scratch(parts: Parts) -> Iterator[Line]:
         yield warning(AREA, text, "name a directory with room for the largest source in [drill] directory")
     else:
         yield ok(AREA, text)
+
+
+def account_of_drills(ours: int) -> Iterator[Line]:
+    """Whose account the server of a drill has when backupd's user id is `ours`. Raises CouldNotVerify: there is none for it."""
+    account = unprivileged_user(ours)
+    if account is None:
+        yield warning(
+            AREA,
+            "a drill run from here shares its account with the scratch server: code of the database could read backupd's keys",
+            "run drills as root, as systemd/backupd-drill@.service does: the server is then another account's",
+        )
+    else:
+        yield ok(AREA, f"the scratch server of a drill runs as {account}, apart from backupd's keys")
 
 
 def _free(path: Path) -> int:

@@ -1,8 +1,9 @@
 """A private PostgreSQL cluster that lives for the length of a drill, in memory if there is room, and then is gone.
 
 Owns its making, its process and its end. It listens on a unix socket alone, in a directory that only its own user and root may
-enter, behind a random password, and runs as an unprivileged user, as PostgreSQL demands. What a killed backupd left is found by
-its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the owner's death.
+enter, behind a random password, and runs as an unprivileged user, as PostgreSQL demands. That is another than ours if we are
+root: what is restored brings code of its own, and code that runs as us can read our keys. What a killed backupd left is found
+by its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the owner's death.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from backupd.redact import Secret, printable, scrub
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # tmpfs on purpose: what is restored must not reach a disk
 SUPERUSER = "backupd_scratch"  # no name of a source's role, which are all made anew in here
+
+ACCOUNTS = ("backupd-scratch", "postgres", "nobody")  # whom the server runs as when we are root; the first is its own
+SHARED_ACCOUNT = "code of the database ran as backupd's own account and could have read its keys: run drills as root"
 
 _PREFIX = "bd-scratch-"
 _ROOM_FACTOR = 3  # a restored database beside its indices, its sorting and its WAL, as a multiple of the source's size
@@ -88,10 +92,10 @@ class ScratchCluster:
         self._needed = _ROOM_BASE + _ROOM_FACTOR * expected_bytes
         self._deadline_s = deadline_s
         self._password = Secret(secrets.token_urlsafe(24), "scratch cluster's password")
-        self._user = _unprivileged_user()
+        self._user = unprivileged_user(os.geteuid())
         self._undo = contextlib.ExitStack()
         self._process: subprocess.Popen[bytes] | None = None
-        self.notes: list[str] = []
+        self.notes: list[str] = [SHARED_ACCOUNT] if self._user is None else []
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
@@ -252,7 +256,7 @@ class ScratchCluster:
 
 def leftovers(place: Path) -> list[Path]:
     """End and remove the clusters in `place` whose owners are dead, and say which. Those of living owners are not touched."""
-    user = _unprivileged_user()
+    user = unprivileged_user(os.geteuid())
     ours = {os.geteuid()} | ({pwd.getpwnam(user).pw_uid} if user is not None else set())
     removed = []
     for directory in sorted(place.glob(f"{_PREFIX}*")):
@@ -365,14 +369,17 @@ def _runs(directory: Path, user: str | None) -> bool:
     return True
 
 
-def _unprivileged_user() -> str | None:
-    """Whom the server runs as, for it refuses root; None when we are nobody special ourselves."""
-    if os.geteuid() != 0:
+def unprivileged_user(ours: int) -> str | None:
+    """Whom the server runs as, for it refuses root; None when we, user id `ours`, are not root, and it shares our account.
+
+    Raises CouldNotVerify when this host has none of the accounts.
+    """
+    if ours != 0:
         return None
-    for name in ("postgres", "nobody"):
+    for name in ACCOUNTS:
         with contextlib.suppress(KeyError):
             return pwd.getpwnam(name).pw_name
-    raise CouldNotVerify("this host has no account to run a scratch server as", "create a user `postgres`")
+    raise CouldNotVerify("this host has no account to run a scratch server as", "create a user `backupd-scratch`")
 
 
 def _dying_with_us() -> tuple[str, ...]:

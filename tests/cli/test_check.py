@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backupd.check.host import account_of_drills
+from backupd.check.lines import State
 from backupd.openpgp.keys import generate
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
 from tests.parts.postgres import PostgresServer
@@ -196,3 +199,13 @@ def test_a_lock_that_the_bucket_does_not_keep_is_a_problem(
         upload, newest = lines(done, "problem")
         assert "written with a lock" in upload
         assert newest == "backups clinic: the newest backup is not locked, and compliance is configured"
+
+
+def test_a_drill_that_would_share_its_account_with_the_scratch_server_is_a_warning(clinic: Installation) -> None:
+    """The check says it of the account it runs as: root can give the server another one, nobody else can."""
+    [shared] = account_of_drills(10001)
+    [apart] = account_of_drills(0)
+    assert (shared.state, apart.state) == (State.WARNING, State.OK)
+    assert "could read backupd's keys" in shared.text
+    said = shared if os.geteuid() != 0 else apart
+    assert f"{said.area}: {said.text}" in lines(clinic.run("check", "--json").ok(), said.state.value)

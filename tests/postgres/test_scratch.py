@@ -21,6 +21,7 @@ from backupd.postgres.session import Dsn, connect, server
 from backupd.redact import Secret
 
 DEADLINE_S = 60
+OF_ACCOUNT = [scratch.SHARED_ACCOUNT] if os.geteuid() != 0 else []
 
 _OWNER = """
 import sys
@@ -63,7 +64,7 @@ def test_a_scratch_cluster_serves_and_is_gone_afterwards(major: int, programs: d
             assert addresses == (None,)
         assert directory.parent == place
         assert directory.stat().st_mode & 0o777 == 0o700
-        assert cluster.notes == []
+        assert cluster.notes == OF_ACCOUNT
     assert not _is_running(pid)
     assert not directory.exists()
     assert cluster.pid is None
@@ -73,7 +74,31 @@ def test_its_server_is_not_roots(programs: dict[int, Clients], place: Path) -> N
     with ScratchCluster(programs[17], memory=place) as cluster:
         owner = Path(f"/proc/{cluster.pid}").stat().st_uid
         assert owner != 0
-        assert owner == (os.geteuid() or pwd.getpwnam("postgres").pw_uid)
+        assert owner == (os.geteuid() or pwd.getpwnam(scratch.unprivileged_user(0) or "").pw_uid)
+
+
+def test_a_server_that_shares_our_account_is_told_of() -> None:
+    """Its superuser runs programs, and what is restored brings code: root gives it another account, others cannot."""
+    assert scratch.unprivileged_user(0) in scratch.ACCOUNTS
+    assert scratch.unprivileged_user(10001) is None
+    assert "could have read its keys" in scratch.SHARED_ACCOUNT
+
+
+def test_code_of_the_database_reaches_none_of_our_files(programs: dict[int, Clients], place: Path, tmp_path: Path) -> None:
+    """COPY … FROM PROGRAM, as a superuser: what a function in a table's constraint can do during a restore.
+
+    Where we are not root the server is ours, and it reaches them: then the cluster has a note that says so.
+    """
+    secret = tmp_path / "key"
+    secret.touch(mode=0o600)
+    secret.write_text("the key")
+    with ScratchCluster(programs[17], memory=place) as cluster:
+        with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+            connection.execute("CREATE TABLE seen (line text)")
+            connection.execute(f"COPY seen FROM PROGRAM 'cat {secret} || echo nothing'".encode())
+            seen = [line for (line,) in connection.execute("SELECT line FROM seen").fetchall()]
+        assert seen == (["the key"] if scratch.SHARED_ACCOUNT in cluster.notes else ["nothing"])
+        assert cluster.notes == OF_ACCOUNT
 
 
 def test_its_password_is_its_own_and_needed(programs: dict[int, Clients], place: Path) -> None:
@@ -132,7 +157,7 @@ def test_it_lies_in_memory_if_there_is_room_and_says_when_not(programs: dict[int
     with ScratchCluster(programs[17], place) as cluster:
         in_memory = cluster.directory.parent == scratch.MEMORY
         assert in_memory or cluster.directory.parent == place
-        assert bool(cluster.notes) != in_memory
+        assert bool([note for note in cluster.notes if "not in memory" in note]) != in_memory
     with ScratchCluster(programs[17], place, memory=place / "no tmpfs") as cluster:
         assert cluster.directory.parent == place
         assert [note for note in cluster.notes if "not in memory" in note]
