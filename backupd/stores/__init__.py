@@ -39,6 +39,8 @@ __all__ = [
 
 SCHEMES = ("file", "s3", "azure")
 UNFINISHED = ".unfinished"
+NAME_BYTES = 900  # of the longest name, in UTF-8
+NAME_SEGMENTS = 32
 _FORMS = "file:///directory, s3://bucket/prefix or azure://container/prefix"
 
 
@@ -123,11 +125,12 @@ def check_name(name: str) -> str:
     """`name`, or a ValueError: names are made by backupd, so a bad one is a bug, or comes from a manifest that was not checked.
 
     What one kind of store cannot keep, no store takes: a backslash (S3-compatible servers and Azure may turn it into a slash),
-    a segment that ends with a dot (Azure drops it), and `.unfinished`, where a directory keeps uploads in the making.
+    a segment that ends with a dot (Azure drops it), and `.unfinished`, where a directory keeps uploads in the making. A name
+    has at most 900 bytes and 32 segments: a directory is listed no deeper than that.
     """
     segments = name.split("/")
     bad = any(not segment or segment.endswith(".") for segment in segments) or segments[0] == UNFINISHED or "\\" in name
-    if bad or not name.isprintable() or len(name.encode()) > 900:
+    if bad or not name.isprintable() or len(segments) > NAME_SEGMENTS or len(name.encode()) > NAME_BYTES:
         raise ValueError(f"not the name of an object: {name!r}")
     return name
 

@@ -13,19 +13,17 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from backupd.errors import ObjectExists, ObjectMissing, StoreDenied, StoreError, StoreFull
-from backupd.stores import UNFINISHED, Limits, StoredObject, check_name
+from backupd.stores import NAME_SEGMENTS, UNFINISHED, Limits, StoredObject, check_name, file_open, file_sweep
 from backupd.stores.file_upload import Assembly, sync, write_whole
 
-_LIMITS = Limits(parts=100_000, smallest=1, largest=2**36)
-_NAMELESS_S = 86_400  # an upload directory that after a day still has no name is a dead run's
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIMITS = Limits(parts=100_000, smallest=1, largest=5 * 2**30)
+_LAST_S = 253_402_300_799  # the end of the year 9999
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -67,40 +65,34 @@ class FileStore:
             if directory is None:
                 raise ObjectMissing(f"there is no object {name}")
             try:
-                # O_NONBLOCK: a FIFO put there by someone else must not hang us before we can see that it is no file.
-                fd = os.open(_leaf(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+                fd = file_open.regular(_leaf(name), directory, name)
             except FileNotFoundError as error:
                 raise ObjectMissing(f"there is no object {name}") from error
             try:
-                status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise ObjectMissing(f"{name} is not an object: no regular file")
-                rest = max(0, status.st_size - start)
+                rest = max(0, os.fstat(fd).st_size - start)
                 return _exactly(fd, start, rest if length is None else min(length, rest), name)
             finally:
                 os.close(fd)
 
     def sweep(self, prefix: str) -> list[str]:
         under = prefix.rstrip("/") + "/" if prefix else ""
-        swept = []
-        with _told(prefix or "the store", self._root):
-            for upload in sorted(self._uploads()):
-                name = _name_of(upload)
-                if name is not None and name.startswith(under):
-                    _remove(upload)
-                    swept.append(name)
+        with _told(prefix or "the store", self._root), self._open_unfinished() as unfinished:
+            swept = [] if unfinished is None else file_sweep.sweep(unfinished, under)
             self._drop_unfinished()
         return sorted(swept)
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        # What anybody put there may be as deep as it likes: no recursion, and no directory is open when another is looked into.
+        waiting: list[tuple[str, StoredObject | None]] = [("", None)]  # in reverse order; a directory has no object
         with _told(prefix or "the store", self._root):
-            root = self._open_root()
-            if root is None:
-                return
-            try:
-                yield from _walk(root, "", prefix)
-            finally:
-                os.close(root)
+            while waiting:
+                path, found = waiting.pop()
+                if found is not None:
+                    yield found
+                    continue
+                with self._directory(path, make=False) as directory:
+                    below = [] if directory is None else list(_entries(directory, path, prefix))
+                waiting += sorted(below, key=lambda each: each[0], reverse=True)
 
     def publish(self, name: str, data: Path) -> None:
         """Link the finished file `data` to `name`, and sync the directory that holds it."""
@@ -123,8 +115,9 @@ class FileStore:
 
     def discard(self, staging: Path) -> None:
         """Remove what `begin` made. Errors are left to `sweep`."""
-        with contextlib.suppress(OSError):
-            _remove(staging)
+        with contextlib.suppress(OSError, StoreError), self._open_unfinished() as unfinished:
+            if unfinished is not None:
+                file_sweep.remove(unfinished, staging.name)
         self._drop_unfinished()
 
     def _stage(self, name: str) -> Path:
@@ -147,12 +140,12 @@ class FileStore:
             shutil.rmtree(preparing, ignore_errors=True)
             raise
 
-    def _uploads(self) -> Iterator[Path]:
-        root = self._open_root()
-        if root is not None:
-            os.close(root)
-            with contextlib.suppress(FileNotFoundError):
-                yield from self._unfinished().iterdir()
+    @contextmanager
+    def _open_unfinished(self) -> Iterator[int | None]:
+        """The open directory of uploads in the making; None when there is none."""
+        self._unfinished()
+        with self._directory(f"{UNFINISHED}/", make=False) as unfinished:
+            yield unfinished
 
     def _unfinished(self) -> Path:
         path = self._root / UNFINISHED
@@ -197,7 +190,7 @@ class FileStore:
                         os.mkdir(segment, mode=0o700, dir_fd=at)
                         os.fsync(at)
                 try:
-                    below = os.open(segment, _DIRECTORY, dir_fd=at)
+                    below = file_open.directory(segment, at)
                 except FileNotFoundError:
                     yield None
                     return
@@ -241,58 +234,26 @@ class FileUpload:
             self._store.discard(self._staging)
 
 
-def _name_of(upload: Path) -> str | None:
-    """Which object a directory below `.unfinished` was to become; None when that cannot be told.
+def _entries(directory: int, path: str, prefix: str) -> Iterator[tuple[str, StoredObject | None]]:
+    """What `path`, an open directory, holds that may start with `prefix`: objects, and directories (their names end in `/`).
 
-    Removes what nobody can still be at work on: directories that have been nameless for a day, or whose removal was cut short.
+    What is neither, such as a symbolic link or a pipe, is an object of no bytes that cannot be read: so it is seen.
     """
-    if upload.suffix == ".new":
-        if time.time() - upload.stat().st_mtime > _NAMELESS_S:
-            shutil.rmtree(upload)
-        return None
-    try:
-        return (upload / "name").read_text()
-    except FileNotFoundError:
-        with contextlib.suppress(OSError):
-            upload.rmdir()
-        return None
-    except NotADirectoryError:
-        return None
-
-
-def _remove(upload: Path) -> None:
-    """Remove an upload's directory, its name last: until then, whoever dies in between leaves something that can be swept."""
-    for path in upload.iterdir():
-        if path.name != "name":
-            path.unlink()
-    (upload / "name").unlink(missing_ok=True)
-    with contextlib.suppress(FileNotFoundError):  # another run's sweep found it empty
-        upload.rmdir()
-
-
-def _walk(directory: int, path: str, prefix: str) -> Iterator[StoredObject]:
-    """Objects below an open directory in order of their whole names, without following symlinks."""
     with os.scandir(directory) as scan:
-        entries = [(e.name + "/" if e.is_dir(follow_symlinks=False) else e.name, e) for e in scan if e.name.isprintable()]
-    for name, entry in sorted(entries, key=lambda pair: pair[0]):
-        full = path + name
-        if full == UNFINISHED + "/" or not (full.startswith(prefix) or (name.endswith("/") and prefix.startswith(full))):
-            continue
-        if name.endswith("/"):
-            try:
-                below = os.open(entry.name, _DIRECTORY, dir_fd=directory)
-            except FileNotFoundError:
+        for entry in scan:
+            inner = entry.is_dir(follow_symlinks=False)
+            full = f"{path}{entry.name}/" if inner else path + entry.name
+            wanted = full.startswith(prefix) or (inner and prefix.startswith(full))
+            if not wanted or not entry.name.isprintable() or full == UNFINISHED + "/" or full.count("/") >= NAME_SEGMENTS:
                 continue
-            try:
-                yield from _walk(below, full, prefix)
-            finally:
-                os.close(below)
-        elif entry.is_file(follow_symlinks=False):
-            try:
+            if inner:
+                yield full, None
+                continue
+            with contextlib.suppress(FileNotFoundError):
                 status = os.stat(entry.name, dir_fd=directory, follow_symlinks=False)
-            except FileNotFoundError:
-                continue
-            yield StoredObject(full, status.st_size, datetime.fromtimestamp(status.st_mtime, UTC))
+                size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+                modified_s = min(max(status.st_mtime, 0), _LAST_S)  # anyone can set it to what is no date
+                yield full, StoredObject(full, size, datetime.fromtimestamp(modified_s, UTC))
 
 
 def _exactly(fd: int, start: int, length: int, name: str) -> bytes:

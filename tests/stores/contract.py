@@ -55,6 +55,7 @@ REFUSED_NAMES = (
     "a\x7fb",
     "\ud800",
     "x" * 901,
+    "a/" * 32 + "a",
     ".unfinished/a",
 )
 # In the order of code points, which is not the order of directories: "-" and "." come before "/", "0" after it.

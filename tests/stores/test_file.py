@@ -1,10 +1,12 @@
 """A directory as a store: the contract, and what only file systems do."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +139,7 @@ def test_a_root_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 def test_a_directory_is_no_object(store: FileStore) -> None:
     store.create("a/b", SMALL)
-    with pytest.raises(ObjectMissing):
+    with pytest.raises(StoreError, match="a is no regular file"):
         store.read("a")
     for use in (store.begin, lambda name: store.create(name, SMALL)):
         with pytest.raises(StoreError, match="directory") as caught:
@@ -169,7 +171,12 @@ def test_symbolic_links_lead_nowhere(store: FileStore, root: Path, tmp_path: Pat
     for name in ("directory/new", "file", "dangling"):
         with pytest.raises(StoreError):
             store.create(name, b"planted")
-    assert names(store) == ["x"]
+    assert [(found.name, found.size) for found in store.list()] == [
+        ("dangling", 0),
+        ("directory", 0),
+        ("file", 0),
+        ("x", len(SMALL)),
+    ]
     (root / ".unfinished").symlink_to(outside)
     with pytest.raises(StoreError, match="symbolic link"):
         store.begin("y")
@@ -185,12 +192,63 @@ def test_the_root_itself_may_be_a_symbolic_link(tmp_path: Path) -> None:
     assert (tmp_path / "real" / "x").read_bytes() == SMALL
 
 
-def test_what_is_no_regular_file_is_neither_listed_nor_waited_for(store: FileStore, root: Path) -> None:
+def test_what_is_no_regular_file_is_listed_without_bytes_and_neither_read_nor_waited_for(store: FileStore, root: Path) -> None:
+    """A backup whose manifest somebody has replaced by a pipe must be seen to be damaged, and must not be gone."""
     store.create("x", SMALL)
     os.mkfifo(root / "fifo")
-    assert names(store) == ["x"]
-    with pytest.raises(ObjectMissing):
-        store.read("fifo")
+    with socket.socket(socket.AF_UNIX) as listening, in_directory(root):  # the name of a socket may have some 100 bytes
+        listening.bind("socket")
+    (root / "link").symlink_to("x")
+    assert [(found.name, found.size) for found in store.list()] == [("fifo", 0), ("link", 0), ("socket", 0), ("x", len(SMALL))]
+    for name in ("fifo", "link", "socket"):
+        with pytest.raises(StoreError, match=f"{name} is no regular file"):
+            store.read(name)
+
+
+@contextmanager
+def in_directory(path: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def test_a_time_that_is_no_date_does_not_end_a_listing(store: FileStore, root: Path) -> None:
+    store.create("x", SMALL)
+    for when in (2**33, 2**37, 2**42, -(2**40)):  # some file systems keep less than was set
+        os.utime(root / "x", (when, when))
+        assert names(store) == ["x"]
+
+
+def test_a_tree_without_end_is_listed_to_the_depth_of_a_name(store: FileStore, root: Path) -> None:
+    """No recursion, and one directory open at a time: here in a process that may open few files."""
+    store.create("/".join(["d"] * 32), SMALL)
+    store.create("z", SMALL)
+    at = os.open(root / Path(*["d"] * 30), os.O_RDONLY)
+    for _ in range(2000):
+        os.mkdir("e", dir_fd=at)
+        below = os.open("e", os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=at))
+    os.close(at)
+    script = textwrap.dedent("""
+        import resource, sys
+        from pathlib import Path
+        from backupd.stores.file import FileStore
+        resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+        for found in FileStore(Path(sys.argv[1])).list():
+            print(found.name)
+    """)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(root)], cwd=CHECKOUT, capture_output=True, text=True, check=True
+        )
+    finally:
+        subprocess.run(["rm", "-rf", str(root / "d")], check=True)  # pytest's own removal is recursive
+    assert done.stdout.splitlines() == ["/".join(["d"] * 32), "/".join([*["d"] * 30, "e", "file"]), "z"]
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(root: Path) -> None:
@@ -251,3 +309,61 @@ def test_sweep_leaves_an_upload_that_is_just_beginning(store: FileStore, root: P
     os.utime(beginning, (1, 1))
     store.sweep("")
     assert not beginning.exists()
+
+
+def entries(directory: Path) -> set[str]:
+    return {path.name for path in directory.iterdir()}
+
+
+def odd_uploads(unfinished: Path, outside: Path) -> None:
+    """What somebody who may write into the store can put below `.unfinished`."""
+
+    def named(entry: str) -> Path:
+        (unfinished / entry).mkdir()
+        return unfinished / entry / "name"
+
+    os.mkfifo(named("0-pipe"))
+    named("1-device").symlink_to("/dev/zero")
+    named("2-link").symlink_to(outside / "secret")
+    named("3-directory").mkdir()
+    with named("4-sparse").open("wb") as file:
+        file.truncate(2**33)
+    named("5-bytes").write_bytes(b"clinic/\xff\xfe")
+    named("6-long").write_bytes(b"x" * 901)
+    named("7-empty").write_bytes(b"")
+    named("8-full").write_bytes(b"clinic/full")
+    (unfinished / "8-full" / "directory").mkdir()
+    (unfinished / "9-dangling").symlink_to(outside / "nothing")
+    (unfinished / "a-outside").symlink_to(outside)
+    os.mkfifo(unfinished / "b-pipe")
+    (unfinished / "c-file").write_bytes(b"clinic/file")
+    (unfinished / "d-nameless").mkdir()
+    (unfinished / "d-nameless" / "data").write_bytes(b"x")
+    (unfinished / "e.new" / "deep").mkdir(parents=True)
+    os.utime(unfinished / "e.new", (1, 1))
+
+
+def test_sweep_leaves_alone_what_is_no_upload_and_does_the_rest(
+    store: FileStore, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None of it may hang a run, fill its memory, end it or lead it elsewhere."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"clinic/secret")
+    (outside / "name").write_bytes(b"clinic/outside")
+    store.create("x", SMALL)
+    send(store.begin("clinic/dead"))
+    odd_uploads(root / ".unfinished", outside)
+    before = entries(root / ".unfinished")
+    with caplog.at_level("WARNING", logger="backupd"):
+        assert store.sweep("clinic") == ["clinic/dead"]
+    left = entries(root / ".unfinished")
+    assert len(before - left) == 1
+    assert len(left) == 15
+    assert everything(outside) == {"secret", "name"}
+    for entry in left:
+        assert entry in caplog.text
+    upload = store.begin("clinic/next")
+    send(upload)
+    upload.commit(len(PARTS), len(WHOLE))
+    assert entries(root / ".unfinished") == left
