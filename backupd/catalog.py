@@ -6,7 +6,9 @@ manifests. Never reads artifacts' contents, and never believes a manifest whose 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,8 +22,9 @@ from backupd.redact import printable
 from backupd.stores import Store, StoredObject
 
 MANIFEST = "manifest.asc"
-LARGEST = 64 << 20  # bytes: some 200,000 parts and 100,000 tables; more is not one of ours
-READERS = 4
+LARGEST = 32 << 20  # bytes: 100,000 parts (12 MB) and 100,000 tables (15 MB); more is not one of ours
+READERS = 4  # at once, but for manifests of more than LARGE bytes, which are read and verified one at a time
+LARGE = 2 << 20
 LOOK = "`backupd list` shows what there is"
 CHANGED = "restore another backup, and find out who changed this one"
 
@@ -51,6 +54,7 @@ class Catalog:
         self._store = store
         self._verify = verify
         self._known: dict[str, Manifest] = {}
+        self._large = threading.Lock()
 
     @property
     def store(self) -> Store:
@@ -96,7 +100,8 @@ class Catalog:
     def _entry(self, found: StoredObject) -> Entry:
         source, backup_id, _ = found.name.split("/")
         try:
-            digest, manifest = self._read(found, source, backup_id)
+            with self._large if found.size > LARGE else contextlib.nullcontext():
+                digest, manifest = self._read(found, source, backup_id)
         except BackupdError as error:
             return Entry(source, backup_id, problem=error, locked_until=found.locked_until)
         return Entry(source, backup_id, digest, manifest, locked_until=found.locked_until)

@@ -1,7 +1,9 @@
 """What is listed is what was signed, where it was put; everything else is listed with what is wrong with it."""
 
+import contextlib
 import dataclasses
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -138,10 +140,29 @@ def test_a_huge_manifest_is_not_read(shelf: Shelf) -> None:
     path = shelf.path(made)
     path.chmod(0o600)
     with path.open("r+b") as file:
-        file.truncate((64 << 20) + 1)
+        file.truncate((32 << 20) + 1)
     [entry] = shelf.catalog.list()
-    with pytest.raises(Tampered, match="has 67108865 bytes"):
+    with pytest.raises(Tampered, match="has 33554433 bytes"):
         entry.proved()
+
+
+def test_large_manifests_are_read_one_at_a_time(tmp_path: Path) -> None:
+    """Memory is then that of one, whatever somebody has put into the store."""
+    for number in range(3):
+        place = tmp_path / "clinic" / f"20261101T000000Z-{number:06d}"
+        place.mkdir(parents=True)
+        with (place / "manifest.asc").open("wb") as file:
+            file.truncate((2 << 20) + 1 + number)
+    meeting = threading.Barrier(2)
+    met: list[int] = []
+
+    def verify(signed: bytes) -> Verified:
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else comes
+            met.append(meeting.wait(1))
+        raise Tampered("not signed")
+
+    assert len(Catalog(open_store(f"file://{tmp_path}"), verify).list()) == 3
+    assert met == []
 
 
 class TestTheChain:

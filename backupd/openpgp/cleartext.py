@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import itertools
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,13 +18,16 @@ from backupd.errors import ConfigError, KeyUnusable, ProcessFailed, Tampered
 from backupd.openpgp.home import FINGERPRINT, TRUSTING, Home, Status, statuses
 from backupd.openpgp.packets import HASHES, Signature, crc24, digest_of, signature_of
 
-TEXT_BYTES = 64 << 20  # of the largest signed text
+TEXT_BYTES = 32 << 20  # of the largest signed text: 100,000 parts (12 MB) and 100,000 tables (15 MB)
+LINES = 2_000_000  # of the longest; gpg and we work line by line, and a text of nothing but line ends is no manifest
 ARMOUR_BYTES = 8192  # one signature of the largest RSA key takes a fifth of it
 LINE_BYTES = 19_000  # gpg cuts lines of a cleartext at 19,994 bytes, and only says so on stderr
+_HEADER_BYTES = 32  # "Hash: SHA256" and two line ends
 _MESSAGE = b"-----BEGIN PGP SIGNED MESSAGE-----\n"
 _SIGNATURE = b"-----BEGIN PGP SIGNATURE-----\n\n"
 _END = b"-----END PGP SIGNATURE-----\n"
 _CUT = b"\n" + _SIGNATURE
+_STRAY = re.compile(rb"\n-(?! )")
 _BAD = {
     "BADSIG": "the signed text was changed",
     "REVKEYSIG": "the key that signed it is revoked",
@@ -51,8 +55,10 @@ def sign(home: Home, text: str, fingerprint: str) -> bytes:
     this key.
     """
     data = text.encode()
-    if len(data) > TEXT_BYTES // 2 or not data.endswith(b"\n") or b"\r" in data or b"\0" in data:
+    if not data.endswith(b"\n") or b"\r" in data or b"\0" in data:
         raise ConfigError("a text to sign ends with a newline and holds no carriage return", "render it anew")
+    if len(_escaped(data)) > TEXT_BYTES - 2 * ARMOUR_BYTES or data.count(b"\n") > LINES - 1000:
+        raise ConfigError(f"a text to sign has at most {TEXT_BYTES} bytes and {LINES} lines", "are there so many tables?")
     if any(line != line.rstrip(b" \t") or len(line) > LINE_BYTES for line in data.split(b"\n")):
         raise ConfigError(f"a line to sign ends in no blank and has at most {LINE_BYTES} bytes", "render it with shorter lines")
     options = (
@@ -81,7 +87,8 @@ def verify(home: Home, signed: bytes, pinned: Collection[str]) -> Verified:
     """The text that one of the pinned keys (fingerprints of primary keys or subkeys, whose public keys are in `home`) signed.
 
     A key that has expired since is accepted for what it signed before: backups outlive keys. A revoked one is not.
-    Raises Tampered: changed, not signed, signed by another key, more than 64 MiB, or written in another way than `sign` writes.
+    Raises Tampered: changed, not signed, signed by another key, more than 32 MiB or two million lines, or written in another
+    way than `sign` writes.
     """
     packet = _parts(signed)
     signature = signature_of(packet)
@@ -100,17 +107,25 @@ def verify(home: Home, signed: bytes, pinned: Collection[str]) -> Verified:
 
 
 def _parts(signed: bytes) -> bytes:
-    """The signature packet, from an armour that is written in its only way; for the rest, `_render` is the judge."""
+    """The signature packet, from an armour that is written in its only way; for the rest, `_render` is the judge.
+
+    Anyone who may write into the store decides what this is given, so it looks at what is cheap first and copies nothing large.
+    """
     if len(signed) > TEXT_BYTES:
         raise Tampered(f"a signed text of {len(signed)} bytes is too large", f"the limit is {TEXT_BYTES} bytes")
     if not signed.startswith(_MESSAGE):
         raise Tampered("the text is not signed")
-    header, _, rest = signed.removeprefix(_MESSAGE).partition(b"\n\n")
-    body, cut, armour = rest.partition(_CUT)
-    stray = any(line.startswith(b"-") and not line.startswith(b"- ") for line in body.split(b"\n"))
-    if not cut or not armour.endswith(_END) or len(armour) > ARMOUR_BYTES or stray or b"\r" in signed:
+    blank = signed.find(b"\n\n", len(_MESSAGE), len(_MESSAGE) + _HEADER_BYTES)
+    cut = signed.rfind(_CUT, max(0, len(signed) - len(_CUT) - ARMOUR_BYTES))
+    if blank < 0 or cut < blank + 2 or not signed.endswith(_END):
         raise Tampered("the text is not one signed text and nothing else")
-    name = header.removeprefix(b"Hash: ").decode(errors="replace")
+    if signed.count(b"\n") > LINES:
+        raise Tampered("a signed text of so many lines is too large", f"the limit is {LINES} lines")
+    # An earlier signature, or an earlier end of the text, would be a line that begins with a dash and no blank.
+    if b"\r" in signed or _STRAY.search(signed, blank + 1, cut):
+        raise Tampered("the text is not one signed text and nothing else")
+    armour = signed[cut + len(_CUT) :]
+    name = signed[len(_MESSAGE) : blank].removeprefix(b"Hash: ").decode(errors="replace")
     if name not in HASHES.values():
         raise Tampered("the text is not signed with a hash that is accepted")
     try:
@@ -124,9 +139,13 @@ def _parts(signed: bytes) -> bytes:
 
 def _render(text: bytes, signature: Signature, packet: bytes) -> bytes:
     """The only way in which gpg writes this text with this signature."""
-    lines = text.removesuffix(b"\n").split(b"\n")
-    body = b"\n".join(b"- " + line if line.startswith((b"-", b"From ")) else line for line in lines)
+    body = _escaped(text.removesuffix(b"\n"))
     return _MESSAGE + f"Hash: {signature.hash_name}\n\n".encode() + body + _CUT + _armour(packet)
+
+
+def _escaped(text: bytes) -> bytes:
+    """With `- ` before each line that begins with a dash or `From ` (RFC 4880 section 7.1)."""
+    return (b"\n" + text).replace(b"\n-", b"\n- -").replace(b"\nFrom ", b"\n- From ")[1:]
 
 
 def _armour(packet: bytes) -> bytes:

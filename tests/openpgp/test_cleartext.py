@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import re
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -261,7 +263,33 @@ def test_two_signers_at_once_are_refused(signing: Home, ring: Ring) -> None:
 
 def test_a_text_that_is_too_large_is_refused_unread(checking: Home, ring: Ring, signed: bytes) -> None:
     with pytest.raises(Tampered, match="too large"):
-        cleartext.verify(checking, signed + bytes(64 << 20), {ring.signer.fingerprint})
+        cleartext.verify(checking, signed + bytes(32 << 20), {ring.signer.fingerprint})
+
+
+@pytest.mark.parametrize("line", [b"\n", b"- \n", b"-\n", b"x\n"])
+def test_a_text_of_line_ends_is_refused_without_much_memory(checking: Home, ring: Ring, signed: bytes, line: bytes) -> None:
+    """Whoever may write into the store could otherwise have every listing take gigabytes: a list of lines is larger."""
+    at = signed.index(b"\n\n") + 2
+    planted = signed[:at] + line * ((31 << 20) // len(line)) + signed[at:]
+    tracemalloc.start()
+    try:
+        with pytest.raises(Tampered):
+            cleartext.verify(checking, planted, {ring.signer.fingerprint})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 << 20
+
+
+def test_a_text_as_large_as_a_manifest_can_be_is_signed_and_a_larger_one_is_not(signing: Home, ring: Ring) -> None:
+    line = "x" * 999 + "\n"
+    for count in (27_000, 34_000):
+        text = line * count
+        with contextlib.nullcontext() if count == 27_000 else pytest.raises(ConfigError, match="at most"):
+            made = cleartext.sign(signing, text, ring.signer.fingerprint)
+            assert cleartext.verify(signing, made, {ring.signer.fingerprint}).text == text
+    with pytest.raises(ConfigError, match="at most"):
+        cleartext.sign(signing, "\n" * 2_000_001, ring.signer.fingerprint)
 
 
 def test_what_a_key_signed_before_it_expired_is_accepted_and_nothing_later(home: Home) -> None:
