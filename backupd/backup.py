@@ -92,7 +92,8 @@ def back_up(
             )
             making.dump()
             manifest = making.commit()
-        run.note(size=sum(each.size for each in manifest.artifacts), session=making.session, notes=manifest.notes)
+        size = sum(each.size for each in manifest.artifacts)
+        run.note(size=size, session=making.session, manifest_sha256=making.published, notes=manifest.notes)
     return manifest
 
 
@@ -137,6 +138,7 @@ class _Making:
         """Send the database and the roles, while the expectations are read from the same snapshot beside it."""
         expectations.require_readable(self.held.connection)  # before pg_dump stumbles over it with less to say
         self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.major)
+    published: str = ""
         self.compression = dump.compression(self.clients, self.source.compression)
         try:
             self._database()
@@ -156,7 +158,7 @@ class _Making:
             raise
         manifest = self._manifest()
         signed = cleartext.sign(self.sealing.home, manifests.render(manifest), self.sealing.signer)
-        self.catalog.publish(manifest, signed)
+        self.published = self.catalog.publish(manifest, signed)
         return manifest
 
     def abort(self) -> None:

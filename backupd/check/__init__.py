@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from backupd.audit.records import Operation
 from backupd.audit.trail import Run
 from backupd.check import host, keys, sources, storage, trails
-from backupd.check.lines import Line, Parts, State, failed, ok
+from backupd.check.lines import Line, Parts, State, failed, guarded, ok
 from backupd.errors import BackupdError
 
 __all__ = ["Line", "Parts", "State", "check"]
@@ -33,13 +33,13 @@ def check(parts: Parts) -> list[Line]:
             found.append(ok("trail", f"{parts.trail().where} takes records"))
         except BackupdError as error:
             found.append(failed("trail", error))
-        found += keys.look(parts, now)
-        found += storage.look(parts, now)
+        found += guarded("keys", keys.look(parts, now))
+        found += guarded("store", storage.look(parts, now))
         for name, source in parts.config.sources.items():
-            found += sources.look(parts, name, source)
+            found += guarded(f"source {name}", sources.look(parts, name, source))
         if run is not None:
-            found += trails.look(parts, now, run)
-        found += host.look(parts)
+            found += guarded("trail", trails.look(parts, now, run))
+        found += guarded("host", host.look(parts))
         if run is not None:
             run.note(
                 problems=tuple(f"{each.area}: {each.text}" for each in found if each.state is State.PROBLEM),

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backupd import logs
 from backupd.errors import BackupdError
 from backupd.redact import printable, scrub
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from backupd.openpgp.keys import PublicKey
     from backupd.postgres.session import Dsn
     from backupd.stores import Store
+
+
+log = logs.get(__name__)
 
 
 class State(StrEnum):
@@ -73,11 +77,17 @@ def failed(area: str, error: BackupdError) -> Line:
 
 
 def guarded(area: str, lines: Iterable[Line]) -> Iterator[Line]:
-    """`lines`, and instead of an error that ends them one line more."""
+    """`lines`, and instead of an error that ends them one line more: what is wrong in one area keeps no other from being told.
+
+    That is so for our own mistakes too. Only their class is told, because their text may be anything.
+    """
     try:
         yield from lines
     except BackupdError as error:
         yield failed(area, error)
+    except Exception as error:
+        log.exception("a check ended in an error that nobody expected", area=area)
+        yield problem(area, f"it could not be looked at: {type(error).__name__}", "this is a fault in backupd: report it")
 
 
 def _clean(text: str) -> str:

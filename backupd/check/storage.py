@@ -12,6 +12,7 @@ from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.errors import ObjectMissing, StoreError
 
 AREA = "store"
+CLOCKS = timedelta(minutes=5)  # that the clocks of this host and of a server may differ
 
 
 def look(parts: Parts, now: datetime) -> Iterator[Line]:
@@ -65,7 +66,14 @@ def _backups(parts: Parts, now: datetime, name: str, entries: list[Entry]) -> It
     newest = good[-1]
     age, promised = now - newest.snapshot.taken_at, parts.config.drill.rpo_hours
     text = f"the newest of {len(good)}, {newest.backup_id}, is {age / timedelta(hours=1):.1f} hours old"
-    if age > timedelta(hours=promised):
+    if age < -CLOCKS:
+        yield problem(
+            area,
+            f"the newest of {len(good)}, {newest.backup_id}, says that it is of {newest.snapshot.taken_at:%Y-%m-%d %H:%M:%SZ},"
+            " which is still to come",
+            "look at the clocks of this host and of the server, and find out who made it",
+        )
+    elif age > timedelta(hours=promised):
         yield problem(area, f"{text}, and {promised} hours are promised", f"run `backupd backup {name}`; see its schedule")
     else:
         yield ok(area, text)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from backupd.audit.records import Operation, Phase, Record
+from backupd.audit.records import Detail, Operation, Phase, Record
 from backupd.audit.trail import Run, Trail
 from backupd.catalog import by_source
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
@@ -17,9 +17,9 @@ VERIFY = "run `backupd audit verify`, and find out who changed it"
 
 @dataclass(slots=True)
 class Told:
-    """What the trail tells of one source."""
+    """What the trail tells of one source; of a backup that was done also the SHA-256 of its manifest, where it has one."""
 
-    done: set[str] = field(default_factory=set)
+    done: dict[str, Detail] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
     pruned: set[str] = field(default_factory=set)
     first_backup: datetime | None = None
@@ -30,7 +30,10 @@ class Told:
         """Take in one record of this source."""
         match record.operation:
             case Operation.BACKUP if record.backup_id is not None:
-                (self.done if record.phase is Phase.DONE else self.begun).add(record.backup_id)
+                if record.phase is Phase.DONE:
+                    self.done.setdefault(record.backup_id, record.details.get("manifest_sha256"))  # a later one is no proof
+                else:
+                    self.begun.add(record.backup_id)
                 self.first_backup = self.first_backup or record.at
             case Operation.PRUNE if record.backup_id is not None and record.phase in (Phase.DONE, Phase.EVENT):
                 self.pruned.add(record.backup_id)
@@ -81,17 +84,25 @@ def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
     stored = by_source(parts.catalog().list())
     for name, each in told.items():
         area = f"backups {name}"
-        there = {entry.backup_id for entry in stored.get(name, [])}
-        missing = sorted(each.done - there - each.pruned)
+        there = {entry.backup_id: entry.digest for entry in stored.get(name, [])}
+        missing = sorted(each.done.keys() - there.keys() - each.pruned)
         for backup_id in missing:
             yield problem(area, f"{backup_id} is in the trail and not in the store", "find out who removed it")
-        unknown = sorted(there - each.done - each.begun)
+        unknown = sorted(there.keys() - each.done.keys() - each.begun)
         for backup_id in unknown:
             yield problem(area, f"{backup_id} is in the store and not in the trail", "find out who made it")
-        cut_off = sorted((there & each.begun) - each.done)
+        cut_off = sorted((there.keys() & each.begun) - each.done.keys())
         for backup_id in cut_off:
             yield warning(area, f"{backup_id} is in the store, and the trail does not say that it was done", "verify it")
-        if not (missing or unknown or cut_off):
+        # One that cannot be read has no digest, and is a problem of the store's already.
+        replaced = sorted(id_ for id_, digest in there.items() if digest and each.done.get(id_) not in (None, digest))
+        for backup_id in replaced:
+            yield problem(
+                area,
+                f"{backup_id} has another manifest than the one that its run published",
+                "do not restore it; somebody has the signing key: make another, and find out who",
+            )
+        if not (missing or unknown or cut_off or replaced):
             yield ok(area, "the trail and the store name the same backups")
 
 

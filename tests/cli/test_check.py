@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from backupd import manifest as manifests
 from backupd.check.host import account_of_drills
 from backupd.check.lines import State
+from backupd.config import load
+from backupd.manifest import Manifest
+from backupd.openpgp import Home, cleartext
 from backupd.openpgp.keys import generate
+from backupd.service import Service
+from tests.audit.examples import ACTOR
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
 from tests.parts.postgres import PostgresServer
 from tests.parts.s3 import S3Server
@@ -29,6 +38,18 @@ def only(done: Completed, state: str) -> str:
     found = lines(done, state)
     assert len(found) == 1, found
     return found[0]
+
+
+def signed_anew(installation: Installation, backup_id: str, change: Callable[[Manifest], Manifest]) -> None:
+    """What a thief of the signing key who can write the store does: put a changed manifest in the place of a backup's own."""
+    assert installation.store is not None
+    path = installation.store / SOURCE / backup_id / "manifest.asc"
+    with Home() as den:
+        thief = den.import_secret(installation.secrets.signing.secret)
+        manifest = manifests.parse(cleartext.verify(den, path.read_bytes(), {thief}).text)
+        signed = cleartext.sign(den, manifests.render(change(manifest)), thief)
+    path.unlink()
+    path.write_bytes(signed)
 
 
 def test_a_sound_installation_passes(lived_in: Installation) -> None:
@@ -153,6 +174,49 @@ def test_a_backup_that_vanished_and_one_that_nobody_recorded(clinic: Installatio
     done = clinic.run("check", "--json")
     assert done.code == 1
     assert only(done, "problem") == f"backups clinic: {moved} is in the store and not in the trail"
+
+
+def test_a_newest_backup_that_was_replaced_in_its_place_is_told(clinic: Installation) -> None:
+    """No later manifest names its digest yet; the trail does."""
+    backup_id = clinic.back_up()
+    signed_anew(clinic, backup_id, lambda manifest: dataclasses.replace(manifest, notes=("nothing to see",)))
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert only(done, "problem") == (f"backups clinic: {backup_id} has another manifest than the one that its run published")
+    assert not any("name the same backups" in each for each in lines(done, "ok"))
+
+
+def test_a_newest_backup_that_is_still_to_come_is_told(clinic: Installation) -> None:
+    """It would be young enough for years."""
+    backup_id = clinic.back_up()
+
+    def years_ahead(manifest: Manifest) -> Manifest:
+        at = manifest.snapshot.taken_at + timedelta(days=3650)
+        return dataclasses.replace(manifest, snapshot=dataclasses.replace(manifest.snapshot, taken_at=at))
+
+    signed_anew(clinic, backup_id, years_ahead)
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    to_come, replaced = lines(done, "problem")
+    assert to_come.startswith(f"backups clinic: the newest of 1, {backup_id}, says that it is of ")
+    assert to_come.endswith("which is still to come")
+    assert "another manifest" in replaced
+
+
+def test_an_error_that_nobody_expected_costs_one_line_and_not_the_report(clinic: Installation) -> None:
+    """A part that fails in a way that is no error of ours; its text, which may be anything, is not told."""
+
+    class BrokenStore(Service):
+        @property
+        def store(self) -> NoReturn:  # it gives none
+            raise ZeroDivisionError("what may be secret")
+
+    with BrokenStore(load(clinic.config), ACTOR, os.environ) as service:
+        found = service.check()
+    problems = [each for each in found if each.state is State.PROBLEM]
+    assert {each.text for each in problems} == {"it could not be looked at: ZeroDivisionError"}
+    assert all(each.hint for each in problems)
+    assert {"keys", "trail", "host", f"source {SOURCE}"} <= {each.area for each in found if each.state is State.OK}
 
 
 def test_a_trail_that_cannot_be_written_is_told_and_the_rest_looked_at(clinic: Installation) -> None:
