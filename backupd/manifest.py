@@ -7,6 +7,7 @@ or wrongly typed member is a `Tampered`, for the text was signed by this program
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 import types
@@ -20,8 +21,13 @@ from typing import Any
 from backupd.errors import Tampered
 
 FORMAT = 1
-BACKUP_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+LARGEST_PART = 5 << 30  # bytes: no store takes more at once, and whoever fetches a part holds it in memory
+MOST_PARTS = 100_000
+_ARTIFACT_NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")  # a name in every kind of store, and at the end of none a dot
+_VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,3}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Kind(StrEnum):
@@ -180,7 +186,7 @@ def parse(text: str) -> Manifest:
             )
         manifest = typing.cast(Manifest, _read(Manifest, raw, "manifest"))
         _consistent(manifest)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise Tampered(f"not a manifest: {error}", "restore another backup, and find out who wrote this one") from error
     return manifest
 
@@ -190,16 +196,19 @@ def _consistent(manifest: Manifest) -> None:
         raise ValueError("backup_id is malformed")
     if not SOURCE_NAME.fullmatch(manifest.source.name):
         raise ValueError("the source's name is malformed")
+    for version in (manifest.source.server_version, manifest.tools.pg_dump):
+        if not _VERSION.fullmatch(version):
+            raise ValueError("a version of PostgreSQL is malformed")
     names = [artifact.name for artifact in manifest.artifacts]
-    if len(set(names)) != len(names) or any(not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", name) for name in names):
+    if len(set(names)) != len(names) or any(len(name) > 100 or not _ARTIFACT_NAME.fullmatch(name) for name in names):
         raise ValueError("names of artifacts are doubled or malformed")
     for artifact in manifest.artifacts:
-        if not artifact.parts or any(part.size <= 0 for part in artifact.parts):
-            raise ValueError(f"{artifact.name} has an empty part, or none")
+        if not 1 <= len(artifact.parts) <= MOST_PARTS or any(not 1 <= part.size <= LARGEST_PART for part in artifact.parts):
+            raise ValueError(f"{artifact.name} has a part that is empty or too large, no part, or too many")
         if sum(part.size for part in artifact.parts) != artifact.size:
             raise ValueError(f"the parts of {artifact.name} do not add up to its size")
         for digest in (artifact.sha256, *(part.sha256 for part in artifact.parts)):
-            if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            if not _DIGEST.fullmatch(digest):
                 raise ValueError(f"{artifact.name} has a malformed digest")
 
 
@@ -244,8 +253,13 @@ def _read(kind: Any, raw: Any, where: str) -> Any:
     return _read_scalar(kind, raw, where)
 
 
+@functools.cache  # a manifest has up to 100,000 parts
+def _hints(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _read_fields(kind: type, raw: Any, where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     if not isinstance(raw, dict) or set(raw) != set(hints):
         wrong = sorted(set(raw) ^ set(hints)) if isinstance(raw, dict) else []
         raise ValueError(f"{where} has missing or unknown members {', '.join(wrong)[:200]}".rstrip())

@@ -84,10 +84,20 @@ def test_the_text_is_ascii_and_no_line_ends_in_a_blank() -> None:
         lambda raw: raw["artifacts"][0].update(sha256="zz"),
         lambda raw: raw["artifacts"][0].update(parts=[]),
         lambda raw: raw["artifacts"][0]["parts"][0].update(size=-1, extra=1),
+        lambda raw: raw["artifacts"][0].update(name="database."),
+        lambda raw: raw["artifacts"][0].update(name="a" * 101),
+        lambda raw: raw["artifacts"][0].update(size=(5 << 30) + 1, parts=[{"size": (5 << 30) + 1, "sha256": DIGEST}]),
+        lambda raw: raw["artifacts"][0].update(size=100_001, parts=[{"size": 1, "sha256": DIGEST}] * 100_001),
         lambda raw: raw["artifacts"].append(raw["artifacts"][0]),
+        lambda raw: raw["source"].update(server_version=""),
+        lambda raw: raw["source"].update(server_version="\u0663"),
+        lambda raw: raw["source"].update(server_version="9" * 5000),
+        lambda raw: raw["tools"].update(pg_dump="seventeen"),
+        lambda raw: raw.update(started_at="0001-01-01T00:00:00+23:00Z"),
         lambda raw: raw["expect"]["tables"].update(t=[]),
         lambda raw: raw["source"].update(name="../up"),
         lambda raw: raw.update(backup_id="latest"),
+        lambda raw: raw.update(backup_id="\u0662\u0660\u0662\u0666\u0661\u0661\u0662\u0664T020000Z-5f3c9a"),
         lambda raw: raw.update(column_keys=None),
     ],
 )
@@ -96,6 +106,14 @@ def test_anything_else_is_refused(change: Any) -> None:
     change(raw)
     with pytest.raises(Tampered):
         parse(json.dumps(raw))
+
+
+def test_the_largest_backup_fits() -> None:
+    """Half a petabyte in 100,000 parts: nothing that a store takes is refused when it is listed."""
+    large = Artifact("database.dump.gpg", Kind.DATABASE, 100_000 * (5 << 30), DIGEST, (Part(5 << 30, DIGEST),) * 100_000)
+    text = render(manifest(artifacts=(large,)))
+    assert parse(text).artifacts == (large,)
+    assert len(text) < 16 << 20
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{", "[" * 100_000, '{"format": 1, "format": 1}', '{"format": NaN}'])
