@@ -30,6 +30,7 @@ NAME = "leaks"
 _DUMP = b"PostgreSQL database dump"  # how pg_restore's SQL begins, whatever its version
 _SAMPLE = 16 << 10
 _SHOWN = 3
+_NOT_LOOKED_INTO = "not looked into: values that are compressed, encrypted or encoded twice, and what line ends or pages break"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Leaks:
             return Finding(NAME, Outcome.FAIL, f"HAZARD: the dump holds secrets in clear: {what}; in {where}{more}", figures)
         if doubts:
             return Finding(NAME, Outcome.COULD_NOT_VERIFY, "; ".join(doubts), figures)
-        detail = f"no seed, key or canary in {size} bytes of SQL, and every planted marker was found"
+        detail = f"no seed, key or canary in {size} bytes of SQL, and every planted marker was found; {_NOT_LOOKED_INTO}"
         return Finding(NAME, Outcome.PASS, detail, figures)
 
 
@@ -94,6 +95,10 @@ class Markers:
                 (Hit.SEED, b"\\\\x" + known.hex().encode()),
                 (Hit.SEED, b"\\\\x" + text.hex().encode()),
                 (Hit.SEED, b64encode(known)),
+                (Hit.SEED, b"seed1" + text.lower() + b"s"),
+                (Hit.SEED, b"\\\\x00ff" + known.hex().encode() + b"00"),
+                (Hit.SEED, b"SELECT pg_catalog.lowrite(0, '\\x7b22" + text.hex().encode() + b"227d');"),
+                (Hit.SEED, b64encode(b"secret=" + text + b"&digits=6")),
                 (Hit.KEY, b"\\\\x" + key.hex().encode()),
                 (Hit.KEY, b64encode(key)),
                 (Hit.KEY, urlsafe_b64encode(key)),

@@ -1,14 +1,17 @@
 """A search for secrets in a stream of SQL, of any length, in memory that depends on the number of secrets alone.
 
 What counts as a hit:
-- a *seed* that is known to live in an encrypted column, standing alone: its base32 in either case, also in groups of four that
-  blanks or hyphens part; the hex or base64 of its bytes; the hex of its base32 (a BYTEA column with plaintext);
+- a *seed* that is known to live in an encrypted column. Standing alone: its base32, also in groups of four that blanks or
+  hyphens part. Anywhere, also glued to other letters or inside of a longer value: its base32 in upper or in lower case; the hex
+  (a BYTEA value, a large object) or base64 of that or of its bytes, wherever in a longer base64 they begin;
 - a *key* that is known, anywhere, also inside of longer text: its hex (a BYTEA value), base64, base64url, base32, or as text;
 - a *shape*: an unknown base32 seed. That is a run of A-Z and 2-7, delimited by something other than letters, digits, `+` and
   `/`, of 16, 26, 32 or more characters that base32 may have, with two digits, eight different characters and a letter beyond
   F. So upper-case words, hex digests and codes with 0, 1, 8 or 9 are none. One random seed of 16 in six has fewer than two
   digits and is not seen by its shape; a column of them is.
-Known seeds are held as keyed digests, not as text. Nothing here keeps a piece of the stream longer than it takes to look at it.
+Not looked into: what is compressed or encrypted, encoded twice, or broken by line ends or by the pages of a large object. Known
+seeds are held as keyed digests and as pieces of eight bytes. Nothing here keeps a piece of the stream longer than it takes to
+look at it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import sys
 from base64 import b32encode, b64encode
 from bisect import bisect_right
 from collections import Counter
@@ -25,9 +29,12 @@ from enum import StrEnum
 
 REACH = 4096  # bytes; nothing longer is looked for, so that much is carried from one chunk into the next
 OUTSIDE = "(outside of tables)"
-_CONTEXT = 2  # bytes before a run that say whether it stands alone: a backslash and the letter of an escape
 _SHORTEST = 16  # characters of a seed, in any spelling
 _LONGEST = 512
+_CONTEXT = 2 * _LONGEST + 2  # bytes kept before the fresh ones: the longest run, and what says whether it stands alone
+_PIECE = 8  # bytes: what a seed inside of longer text is noticed by, before its digest is looked at
+_STRIDE = 4  # bytes from one piece of the stream to the next; a word of 11 bytes or more holds one of them whole
+_SHORTEST_INSIDE = 12  # characters, 72 bits of base64; fewer could stand there by chance
 _SHORTEST_KEY = 8  # bytes, and characters of a spelling; shorter ones stand everywhere
 
 _RUN = re.compile(rb"[A-Za-z0-9+/_-]{16,}")
@@ -58,6 +65,8 @@ class Wanted:
         self._keys: set[bytes] = set()
         self.seeds = 0  # how many, each in all its spellings
         self.lengths: set[int] = set()  # of those spellings
+        self.lengths_inside: set[int] = set()  # of those that are looked for inside of longer text
+        self.pieces: set[int] = set()  # of these, each by the pieces that the stream's strides may fall on
 
     def seed(self, text: bytes, raw: bytes) -> None:
         """A TOTP seed: its base32 as it is written, and its bytes."""
@@ -70,6 +79,11 @@ class Wanted:
             if _SHORTEST <= len(word) <= _LONGEST:
                 self._seeds.add(self._digest(word))
                 self.lengths.add(len(word))
+        for word in _inside(raw, bare):
+            if _SHORTEST_INSIDE <= len(word) <= _LONGEST:
+                self._seeds.add(self._digest(word))
+                self.lengths_inside.add(len(word))
+                self.pieces.update(int.from_bytes(word[at : at + _PIECE], sys.byteorder) for at in range(_STRIDE))
 
     def key(self, raw: bytes) -> bool:
         """A key, 8 to 1024 bytes long; those that are text are looked for as text too. False for one of another length."""
@@ -78,9 +92,7 @@ class Wanted:
         words = {raw.hex().encode(), raw.hex().upper().encode(), b32encode(raw).rstrip(b"=")}
         if not re.search(rb"[\x00-\x1f]", raw):
             words |= {raw, raw.replace(b"\\", b"\\\\")}  # COPY doubles backslashes
-        for shift in range(3):  # inside of a longer base64 text bytes may begin at any of three places
-            base64 = b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
-            words |= {base64, base64.translate(_URLSAFE)}
+        words |= _inside_base64(raw)
         self._keys |= {word for word in words if len(word) >= _SHORTEST_KEY}
         return True
 
@@ -95,6 +107,23 @@ class Wanted:
 
     def _digest(self, word: bytes) -> bytes:
         return hashlib.blake2b(word, digest_size=16, key=self._salt).digest()
+
+
+def _inside(raw: bytes, bare: bytes) -> set[bytes]:
+    """A seed's spellings that are looked for anywhere."""
+    words: set[bytes] = {bare, bare.lower()}
+    for each in (raw, bare, bare.lower()):
+        words |= {each.hex().encode(), each.hex().upper().encode()} | _inside_base64(each)
+    return words
+
+
+def _inside_base64(raw: bytes) -> set[bytes]:
+    """The characters of base64 that only these bytes make; in a longer text they may begin at any of three places."""
+    words = set()
+    for shift in range(3):
+        base64 = b64encode(bytes(shift) + raw)[-(-shift * 8 // 6) : (shift + len(raw)) * 8 // 6]
+        words |= {base64, base64.translate(_URLSAFE)}
+    return words
 
 
 @dataclass(slots=True)
@@ -139,6 +168,8 @@ class Scanner:
         sections = list(self._sections(data, start, end))
         starts = [begin for begin, _ in sections]
         found = dict.fromkeys(self._keys(data, start, end), Hit.KEY)
+        for at in self._inside(data, start, end):
+            found.setdefault(at, Hit.SEED)
         for at, hit in self._seeds(data, start, end):
             found.setdefault(at, hit)
         for at, hit in found.items():
@@ -172,22 +203,46 @@ class Scanner:
                 yield at
                 at = data.find(key, at + len(key), limit)
 
+    def _inside(self, data: bytes, start: int, end: int) -> Iterator[int]:
+        """Where in data[start:end] known seeds begin, whatever stands around them. All but the candidates is done in C."""
+        pieces, stop = self.wanted.pieces, min(len(data), end + _LONGEST)
+        for first in range(start, start + _PIECE, _STRIDE):
+            last = stop - (stop - first) % _PIECE
+            if last <= first:
+                continue
+            view = memoryview(data)[first:last].cast("Q")
+            if pieces.isdisjoint(view):
+                continue
+            for index, piece in enumerate(view):
+                if piece in pieces:
+                    at = first + index * _PIECE
+                    yield from (
+                        begin for begin in range(max(start, at - _STRIDE + 1), min(end, at + 1)) if self._begins(data, begin)
+                    )
+
+    def _begins(self, data: bytes, at: int) -> bool:
+        """Whether a known seed begins here."""
+        return any(self.wanted.knows(data[at : at + length]) for length in self.wanted.lengths_inside)
+
     def _seeds(self, data: bytes, start: int, end: int) -> Iterator[tuple[int, Hit]]:
         for match in _GROUPS.finditer(data, start):
             if match.start() >= end:
                 break
             yield from ((at, Hit.SEED) for at in self._grouped(match[0], match.start()) if start <= at < end)
-        for match in _RUN.finditer(data, start):
+        before = max(1, start - _CONTEXT + 1)
+        for match in _RUN.finditer(data, before):
             at = match.start()
             if at >= end:
                 break
-            if at == start and data[at - 1] in _RUN_BYTES:
-                continue  # the rest of a run that began before
+            if at == before and data[at - 1] in _RUN_BYTES:
+                continue  # the rest of a run that began before, and is too long
             run = match[0]
-            if data[at - 1] == ord("\\") and run[0] in _ESCAPED:
-                run = run[1:]
-            if len(run) <= 2 * _LONGEST and (hit := self._judge(run)) is not None:
-                yield at, hit
+            skipped = data[at - 1] == ord("\\") and run[0] in _ESCAPED
+            run = run[skipped:]
+            if match.end() > start and len(run) <= 2 * _LONGEST and (judged := self._judge(run)) is not None:
+                begin = at + skipped + judged[0]
+                if start <= begin < end:
+                    yield begin, judged[1]
 
     def _grouped(self, text: bytes, at: int) -> Iterator[int]:
         """Where in `text`, which begins at `at`, seeds in groups of four begin: words of four letters may stand around them."""
@@ -197,14 +252,21 @@ class Scanner:
                 if self._known(b"".join(groups[first:last])):
                     yield at + 5 * first
 
-    def _judge(self, run: bytes) -> Hit | None:
+    def _judge(self, run: bytes) -> tuple[int, Hit] | None:
+        """What a run of characters holds, and where in it that begins."""
         if run.isalnum():  # nearly all are, and most are dismissed by their length and case
             if self._known(run):
-                return Hit.SEED
-            return Hit.SHAPE if run.isupper() and looks_like_a_seed(run) else None
-        if any(map(self._known, (run, run.replace(b"-", b""), *re.split(rb"[+/_-]", run)))):
-            return Hit.SEED
-        return Hit.SHAPE if any(map(looks_like_a_seed, re.split(rb"[_-]", run))) else None
+                return 0, Hit.SEED
+            return (0, Hit.SHAPE) if run.isupper() and looks_like_a_seed(run) else None
+        if self._known(run) or self._known(run.replace(b"-", b"")):
+            return 0, Hit.SEED
+        for piece in re.finditer(rb"[^+/_-]+", run):
+            if self._known(piece[0]):
+                return piece.start(), Hit.SEED
+        for piece in re.finditer(rb"[^_-]+", run):
+            if looks_like_a_seed(piece[0]):
+                return piece.start(), Hit.SHAPE
+        return None
 
     def _known(self, word: bytes) -> bool:
         return len(word) in self.wanted.lengths and any(map(self.wanted.knows, {word, word.upper(), word.lower()}))
