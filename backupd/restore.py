@@ -14,10 +14,11 @@ from pathlib import Path
 from backupd import opening
 from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
-from backupd.errors import ProcessFailed, Tampered
+from backupd.errors import Interrupted, ProcessFailed, Tampered
 from backupd.manifest import Kind, Manifest
 from backupd.opening import Opening
 from backupd.postgres import archive, clients, expectations, roles, session
+from backupd.postgres.clients import Clients
 from backupd.postgres.roles import RolesReport
 from backupd.postgres.session import Connection, Dsn, Server
 from backupd.stores import Store
@@ -47,31 +48,56 @@ def restore(
     for anything in the store that is not what the manifest says, CouldNotVerify without a key that opens it, SourceError and
     ProcessFailed.
     """
-    with trail.recording(
-        Operation.RESTORE, source=manifest.source.name, backup_id=manifest.backup_id, target=target.dsn.describe()
-    ) as run:
-        made = restore_into(manifest, store, key, target, progress)
-        with session.connect(target.dsn, application_name="backupd restore", autocommit=True) as connection:
-            differences = expectations.compare(manifest.expect, expectations.found(connection, manifest.expect))
-        run.note(differences=tuple(differences[:20]))
-        if differences:
-            more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
-            message = f"the restored database is not what was backed up: {differences[0]}{more}"
-            raise Tampered(message, "do not use it; restore another backup")
+    left = _NOTHING
+    try:
+        with trail.recording(
+            Operation.RESTORE, source=manifest.source.name, backup_id=manifest.backup_id, target=target.dsn.describe()
+        ) as run:
+            server, made = _prepare(manifest, store, key, target)
+            restorer = _restorer(manifest, target, server)
+            left = _ALL_OR_NOTHING if archive.one_transaction_fits(restorer, server) else _A_PART
+            _database(manifest, store, key, target, server, restorer, progress)
+            left = _NOT_COMPARED
+            with session.connect(target.dsn, application_name="backupd restore", autocommit=True) as connection:
+                differences = expectations.compare(manifest.expect, expectations.found(connection, manifest.expect))
+            run.note(differences=tuple(differences[:20]))
+            if differences:
+                more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+                message = f"the restored database is not what was backed up: {differences[0]}{more}"
+                raise Tampered(message, "do not use it; restore another backup")
+    except Interrupted as error:
+        error.hint = left
+        raise
     return made
+
+
+# What an interruption leaves, by how far the restore had come. pg_restore may have been committing when it was ended.
+_NOTHING = "no data reached the target; roles that were made already stay. Run it again"
+_ALL_OR_NOTHING = (
+    "the data came in one transaction: the target is empty, unless that was just being committed. Run it again;"
+    " if the target is refused as not empty, drop the target database before you try again"
+)
+_A_PART = "the target holds a part of the data: drop the target database before you try again"
+_NOT_COMPARED = "the target holds the data, but it was not compared: drop the target database before you try again"
 
 
 def restore_into(
     manifest: Manifest, store: Store, key: Opening, target: Target, progress: Progress = lambda _: None
 ) -> RolesReport | None:
     """The same without a record and a comparison of its own: a drill's restore is part of the drill, and so is its check."""
+    server, made = _prepare(manifest, store, key, target)
+    _database(manifest, store, key, target, server, _restorer(manifest, target, server), progress)
+    return made
+
+
+def _prepare(manifest: Manifest, store: Store, key: Opening, target: Target) -> tuple[Server, RolesReport | None]:
+    """Look whether the target may be filled, and make the roles."""
     with session.connect(target.dsn, application_name="backupd restore", autocommit=True) as connection:
         server = session.server(connection)
         archive.require_not_source(server, manifest.source)
+        archive.require_usable(connection)
         archive.require_empty(connection)
-        made = _roles(manifest, store, key, connection)
-    _database(manifest, store, key, target, server, progress)
-    return made
+        return server, _roles(manifest, store, key, connection)
 
 
 def _roles(manifest: Manifest, store: Store, key: Opening, connection: Connection) -> RolesReport | None:
@@ -88,11 +114,16 @@ def _roles(manifest: Manifest, store: Store, key: Opening, connection: Connectio
         raise Tampered("the roles file is not UTF-8", "restore another backup") from error
 
 
-def _database(manifest: Manifest, store: Store, key: Opening, target: Target, server: Server, progress: Progress) -> None:
+def _restorer(manifest: Manifest, target: Target, server: Server) -> Clients:
     made_by = int(manifest.tools.pg_dump.partition(".")[0])
-    chosen = clients.choose_restorer(clients.find(target.client_directories), made_by, server.major)
-    whole = archive.one_transaction_fits(chosen, server)
-    command = archive.restore(chosen, target.dsn, single_transaction=whole)
+    return clients.choose_restorer(clients.find(target.client_directories), made_by, server.major)
+
+
+def _database(
+    manifest: Manifest, store: Store, key: Opening, target: Target, server: Server, restorer: Clients, progress: Progress
+) -> None:
+    whole = archive.one_transaction_fits(restorer, server)
+    command = archive.restore(restorer, target.dsn, single_transaction=whole)
     artifact = manifest.artifact(Kind.DATABASE)
 
     def forgiven(error: ProcessFailed) -> bool:

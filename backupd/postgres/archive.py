@@ -169,45 +169,86 @@ def require_not_source(target: Server, source: Source) -> None:
         )
 
 
+def require_usable(connection: Connection) -> None:
+    """Raises Refused for a database that pg_restore could not fill: it lacks what template0 has, or takes no writes."""
+    with translated("look into the target"):
+        [(public, plpgsql, read_only)] = connection.execute(_FOUNDATIONS).fetchall()
+    lacking = [what for what, there in (("schema public", public), ("extension plpgsql", plpgsql)) if not there]
+    if lacking:
+        raise Refused(f"the target lacks {' and '.join(lacking)}, which a dump takes for granted", _ANEW)
+    if read_only:
+        raise Refused(
+            "the target takes no writes: it is a standby, or default_transaction_read_only is on",
+            "turn that off for the database and the role, or " + _ANEW,
+        )
+
+
 def require_empty(connection: Connection) -> None:
-    """Raises Refused that names what a database holds already."""
+    """Raises Refused that names what a database holds already: whatever a new one from template0 does not."""
     with translated("look into the target"):
         rows = connection.execute(_CONTENTS).fetchall()
     if rows:
         named = ", ".join(f"{what} {printable(name)}" for what, name in rows[:3])
         more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-        raise Refused(
-            f"the target is not empty: it holds {named}{more}", "create a new database from template0 and restore there"
-        )
+        raise Refused(f"the target is not empty: it holds {named}{more}", _ANEW)
 
 
+_ANEW = "create a new database from template0 and restore there"
+
+_FOUNDATIONS = """
+SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = 'public'), EXISTS (SELECT FROM pg_extension WHERE extname = 'plpgsql'),
+       current_setting('transaction_read_only')::bool
+"""
+
+# From 16384 on, oids are those of objects that initdb did not make; a large object's number is its maker's choice. Default
+# privileges and grants on the schema public count too: they would open what is restored to others than the backup says.
 _CONTENTS = """
-WITH ours AS (
-  SELECT oid, nspname FROM pg_namespace WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
-), content (class, oid, what, name) AS (
-  SELECT 'pg_namespace'::regclass, oid, 'schema', nspname::text FROM ours WHERE nspname <> 'public'
+WITH content (class, id, namespace) AS (
+  SELECT 'pg_namespace'::regclass, oid, 0::oid FROM pg_namespace WHERE nspname !~ '^pg_'
   UNION ALL
-  SELECT 'pg_class'::regclass, c.oid, CASE relkind WHEN 'S' THEN 'sequence' WHEN 'v' THEN 'view' ELSE 'table' END,
-         nspname || '.' || relname
-    FROM pg_class c JOIN ours ON ours.oid = relnamespace WHERE relkind IN ('r', 'p', 'm', 'v', 'S', 'f')
+  SELECT 'pg_class'::regclass, oid, relnamespace FROM pg_class WHERE relkind IN ('r', 'p', 'm', 'v', 'S', 'f')
   UNION ALL
-  SELECT 'pg_proc'::regclass, p.oid, 'function', nspname || '.' || proname FROM pg_proc p JOIN ours ON ours.oid = pronamespace
+  SELECT 'pg_type'::regclass, oid, typnamespace FROM pg_type t
+   WHERE typtype IN ('d', 'e', 'r', 'p') OR typtype = 'c' AND EXISTS (
+         SELECT FROM pg_class c WHERE c.oid = typrelid AND relkind = 'c')
+  UNION ALL SELECT 'pg_proc'::regclass, oid, pronamespace FROM pg_proc
+  UNION ALL SELECT 'pg_operator'::regclass, oid, oprnamespace FROM pg_operator
+  UNION ALL SELECT 'pg_opclass'::regclass, oid, opcnamespace FROM pg_opclass
+  UNION ALL SELECT 'pg_opfamily'::regclass, oid, opfnamespace FROM pg_opfamily
+  UNION ALL SELECT 'pg_collation'::regclass, oid, collnamespace FROM pg_collation
+  UNION ALL SELECT 'pg_conversion'::regclass, oid, connamespace FROM pg_conversion
+  UNION ALL SELECT 'pg_ts_config'::regclass, oid, cfgnamespace FROM pg_ts_config
+  UNION ALL SELECT 'pg_ts_dict'::regclass, oid, dictnamespace FROM pg_ts_dict
+  UNION ALL SELECT 'pg_ts_parser'::regclass, oid, prsnamespace FROM pg_ts_parser
+  UNION ALL SELECT 'pg_ts_template'::regclass, oid, tmplnamespace FROM pg_ts_template
+  UNION ALL SELECT 'pg_cast'::regclass, oid, 0 FROM pg_cast
+  UNION ALL SELECT 'pg_transform'::regclass, oid, 0 FROM pg_transform
+  UNION ALL SELECT 'pg_language'::regclass, oid, 0 FROM pg_language
+  UNION ALL SELECT 'pg_am'::regclass, oid, 0 FROM pg_am
+  UNION ALL SELECT 'pg_extension'::regclass, oid, 0 FROM pg_extension WHERE extname <> 'plpgsql'
+  UNION ALL SELECT 'pg_default_acl'::regclass, oid, 0 FROM pg_default_acl
+  UNION ALL SELECT 'pg_event_trigger'::regclass, oid, 0 FROM pg_event_trigger
+  UNION ALL SELECT 'pg_foreign_data_wrapper'::regclass, oid, 0 FROM pg_foreign_data_wrapper
+  UNION ALL SELECT 'pg_foreign_server'::regclass, oid, 0 FROM pg_foreign_server
+  UNION ALL SELECT 'pg_publication'::regclass, oid, 0 FROM pg_publication
   UNION ALL
-  SELECT 'pg_type'::regclass, t.oid, 'type', nspname || '.' || typname
-    FROM pg_type t JOIN ours ON ours.oid = typnamespace WHERE typtype IN ('d', 'e', 'r') OR typtype = 'c' AND EXISTS (
-      SELECT FROM pg_class c WHERE c.oid = typrelid AND relkind = 'c')
+  SELECT 'pg_subscription'::regclass, oid, 0 FROM pg_subscription
+   WHERE subdbid = (SELECT oid FROM pg_database WHERE datname = current_database())
   UNION ALL
-  SELECT 'pg_extension'::regclass, oid, 'extension', extname FROM pg_extension WHERE extname <> 'plpgsql'
-  UNION ALL
-  SELECT 'pg_largeobject'::regclass, oid, 'large object', oid::text FROM pg_largeobject_metadata
-  UNION ALL
-  SELECT 'pg_publication'::regclass, oid, 'publication', pubname FROM pg_publication
-  UNION ALL
-  SELECT 'pg_foreign_server'::regclass, oid, 'foreign server', srvname FROM pg_foreign_server
+  SELECT 'pg_largeobject'::regclass, oid, 0 FROM pg_largeobject_metadata
+), grants (given, made_with) AS (
+  SELECT ARRAY(SELECT a::text FROM aclexplode(coalesce(nspacl, acldefault('n', nspowner))) a ORDER BY 1),
+         ARRAY(SELECT a::text FROM pg_init_privs i, aclexplode(initprivs) a
+                WHERE i.classoid = 'pg_namespace'::regclass AND i.objoid = n.oid ORDER BY 1)
+    FROM pg_namespace n WHERE nspname = 'public' AND oid < 16384
 )
-SELECT what, name FROM content
- WHERE NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = class AND d.objid = content.oid AND d.deptype = 'e')
- ORDER BY 1, 2
+SELECT found.type AS what, found.identity AS name FROM content, pg_identify_object(class, id, 0) AS found
+ WHERE (id >= 16384 OR class = 'pg_largeobject'::regclass)
+   AND NOT EXISTS (SELECT FROM pg_namespace n WHERE n.oid = namespace AND nspname ~ '^pg_(toast|temp)')
+   AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = class AND d.objid = id AND d.deptype = 'e')
+UNION ALL
+SELECT 'grants', 'on schema public' FROM grants WHERE given <> made_with
+ORDER BY 1, 2
 """
 
 

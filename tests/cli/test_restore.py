@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from backupd.errors import Interrupted
+from backupd.manifest import Manifest, Table
+from backupd.postgres.session import Dsn
+from backupd.restore import Target, restore
+from tests.e2e.rig import Pairs, Rig, file_store, rigged
 from tests.installation import Installation
+from tests.parts.postgres import Database, PostgresServer
 
 
 def test_a_backup_comes_back_whole(lived_in: Installation) -> None:
@@ -77,3 +88,60 @@ def test_a_backup_that_does_not_exist_is_told(lived_in: Installation) -> None:
     assert done.code == 1
     assert done.error["error"] == "there is no backup 20200101T000000Z-abcdef of clinic"
     assert done.error["hint"] == "`backupd list` shows what there is"
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """A store, keys and a trail."""
+    directory = tmp_path_factory.mktemp("rig")
+    with rigged(file_store(directory), Pairs.generate(), directory) as rig:
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def manifest(rig: Rig, postgres17: PostgresServer) -> Iterator[Manifest]:
+    """A backup of one table, without roles."""
+    source = Database(postgres17, postgres17.create_database())
+    source.execute("CREATE TABLE kept AS SELECT 1 AS value")
+    yield replace(made := rig.back_up(source.dsn), artifacts=made.artifacts[:1])
+    postgres17.drop_database(source.name)
+
+
+class InterruptedWhenRead(dict[str, Table]):
+    """Expectations, and a signal when they are first looked at: it comes between the restore and the comparison."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise Interrupted("interrupted by SIGTERM")
+
+    items = keys = values = __contains__ = __getitem__ = __iter__  # type: ignore[assignment]
+
+
+def interrupted(rig: Rig, manifest: Manifest, target: Database, *, at_step: int = 0) -> str:
+    """The hint of a restore that a signal ends, at this call of its progress."""
+    steps = itertools.count(1)
+
+    def progress(_: int) -> None:
+        if next(steps) == at_step:
+            raise Interrupted("interrupted by SIGTERM")
+
+    with pytest.raises(Interrupted) as caught:
+        restore(manifest, rig.store, rig.reading, Target(Dsn.parse(target.dsn)), rig.trail, progress)
+    return str(caught.value.hint)
+
+
+def test_an_interrupted_transaction_leaves_an_empty_target(rig: Rig, manifest: Manifest, database17: Database) -> None:
+    """It is told so, with what to do if the signal came while it was being committed."""
+    assert "in one transaction: the target is empty, unless" in interrupted(rig, manifest, database17, at_step=1)
+    assert database17.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
+
+
+def test_what_was_not_compared_is_to_be_dropped(rig: Rig, manifest: Manifest, database17: Database) -> None:
+    """The data is there, and nobody has shown that it is what was backed up."""
+    unlooked = replace(manifest, expect=replace(manifest.expect, tables=InterruptedWhenRead(manifest.expect.tables)))
+    assert interrupted(rig, unlooked, database17).endswith("drop the target database before you try again")
+    assert database17.execute("SELECT value FROM kept") == [(1,)]
+
+
+def test_a_part_without_a_transaction_is_to_be_dropped(rig: Rig, manifest: Manifest, database15: Database) -> None:
+    """Programs of 17 cannot fill an older server all or nothing."""
+    assert interrupted(rig, manifest, database15, at_step=1).startswith("the target holds a part of the data: drop")

@@ -202,34 +202,119 @@ def test_the_source_itself_is_no_target() -> None:
     archive.require_not_source(Server(170010, "17.10", 17, "7300000000000000002", "clinic", False, 1), source)
 
 
-_CONTENTS = (
-    ("CREATE TABLE t ()", "table public.t"),
-    ("CREATE VIEW v AS SELECT 1", "view public.v"),
-    ("CREATE SEQUENCE s", "sequence public.s"),
-    ("CREATE TYPE mood AS ENUM ()", "type public.mood"),
-    ("CREATE TYPE pair AS (a int)", "type public.pair"),
-    ("CREATE DOMAIN d AS int", "type public.d"),
-    ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", "function public.f"),
-    ("CREATE SCHEMA other", "schema other"),
-    ("CREATE EXTENSION citext", "extension citext"),
-    ("SELECT lo_create(77)", "large object 77"),
-)
+_CONTENTS = {
+    "table": ("CREATE TABLE t ()", "table public.t"),
+    "view": ("CREATE VIEW v AS SELECT 1", "view public.v"),
+    "sequence": ("CREATE SEQUENCE s", "sequence public.s"),
+    "enum": ("CREATE TYPE mood AS ENUM ()", "type public.mood"),
+    "composite type": ("CREATE TYPE pair AS (a int)", "type public.pair"),
+    "shell type": ("CREATE TYPE shell", "type public.shell"),
+    "domain": ("CREATE DOMAIN d AS int", "type public.d"),
+    "function": ("CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'", r"function public\.f\(\)"),
+    "function of a system schema": (
+        "CREATE FUNCTION pg_catalog.f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+        r"function pg_catalog\.f\(\)",
+    ),
+    "schema": ("CREATE SCHEMA other", "schema other"),
+    "schema public made anew": ("DROP SCHEMA public; CREATE SCHEMA public", "schema public"),
+    "extension": ("CREATE EXTENSION citext", "extension citext"),
+    "large object": ("SELECT lo_create(77)", "large object 77"),
+    "operator": ("CREATE OPERATOR === (FUNCTION = int4eq, LEFTARG = int4, RIGHTARG = int4)", "operator public.==="),
+    "operator family": ("CREATE OPERATOR FAMILY fam USING btree", "operator family public.fam"),
+    "operator class": (
+        "CREATE OPERATOR CLASS opc FOR TYPE int4 USING btree FAMILY integer_ops AS STORAGE int4",
+        "operator class public.opc",
+    ),
+    "collation": ("CREATE COLLATION c (LOCALE = 'C')", "collation public.c"),
+    "conversion": ("CREATE CONVERSION conv FOR 'LATIN1' TO 'UTF8' FROM iso8859_1_to_utf8", "conversion public.conv"),
+    "text search configuration": (
+        "CREATE TEXT SEARCH CONFIGURATION cfg (COPY = simple)",
+        "text search configuration public.cfg",
+    ),
+    "text search dictionary": (
+        "CREATE TEXT SEARCH DICTIONARY dic (TEMPLATE = simple)",
+        "text search dictionary public.dic",
+    ),
+    "text search parser": (
+        "CREATE TEXT SEARCH PARSER par"
+        " (START = prsd_start, GETTOKEN = prsd_nexttoken, END = prsd_end, LEXTYPES = prsd_lextype)",
+        "text search parser public.par",
+    ),
+    "text search template": ("CREATE TEXT SEARCH TEMPLATE tem (LEXIZE = dsimple_lexize)", "text search template public.tem"),
+    "cast": ("CREATE CAST (int4 AS inet) WITH INOUT", r"cast \(integer AS pg_catalog\.inet\)"),
+    "transform": (
+        "CREATE TRANSFORM FOR int4 LANGUAGE sql (FROM SQL WITH FUNCTION prsd_lextype(internal))",
+        "transform for integer",
+    ),
+    "language": ("CREATE LANGUAGE tongue HANDLER plpgsql_call_handler", "language tongue"),
+    "access method": ("CREATE ACCESS METHOD am TYPE TABLE HANDLER heap_tableam_handler", "access method am"),
+    "event trigger": (
+        "CREATE FUNCTION f() RETURNS event_trigger LANGUAGE plpgsql AS 'BEGIN END';"
+        "CREATE EVENT TRIGGER ev ON sql_drop EXECUTE FUNCTION f()",
+        "event trigger ev",
+    ),
+    "foreign-data wrapper": ("CREATE FOREIGN DATA WRAPPER fdw", "foreign-data wrapper fdw"),
+    "foreign server": ("CREATE FOREIGN DATA WRAPPER fdw; CREATE SERVER far FOREIGN DATA WRAPPER fdw", "server far"),
+    "publication": ("CREATE PUBLICATION pub", "publication pub"),
+    "subscription": (
+        "CREATE SUBSCRIPTION sub CONNECTION 'dbname=x' PUBLICATION p WITH (connect = false, slot_name = NONE)",
+        "subscription sub",
+    ),
+    "default privileges": (
+        "ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO PUBLIC",
+        "default acl for role postgres on tables",
+    ),
+    "default privileges in a schema": (
+        "ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO PUBLIC",
+        "default acl for role postgres in schema public on tables",
+    ),
+    "grants on the schema public": ("GRANT CREATE ON SCHEMA public TO PUBLIC", "grants on schema public"),
+    "a right taken from the schema public": ("REVOKE USAGE ON SCHEMA public FROM PUBLIC", "grants on schema public"),
+    "another owner of the schema public": ("ALTER SCHEMA public OWNER TO postgres", "grants on schema public"),
+}
 
 
-def test_a_target_that_holds_anything_is_refused(database17: Database) -> None:
+@pytest.mark.parametrize("kind", _CONTENTS)
+def test_a_target_that_holds_anything_is_refused(kind: str, database17: Database) -> None:
+    statement, named = _CONTENTS[kind]
     with session.connect(Dsn.parse(database17.dsn), application_name="backupd test", autocommit=True) as connection:
-        for statement, named in _CONTENTS:
+        archive.require_empty(connection)
+        with connection.transaction(force_rollback=True):
+            connection.execute(statement.encode())
+            with pytest.raises(Refused, match=f"holds (.*, )?{named}"):
+                archive.require_empty(connection)
+
+
+def test_what_another_session_keeps_for_itself_is_not_held_against_a_target(database17: Database) -> None:
+    with database17.connect() as other:
+        other.execute("CREATE TEMPORARY TABLE passing (); CREATE FUNCTION pg_temp.f() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+        with session.connect(Dsn.parse(database17.dsn), application_name="backupd test", autocommit=True) as connection:
             archive.require_empty(connection)
-            with connection.transaction(force_rollback=True):
-                connection.execute(statement.encode())
-                with pytest.raises(Refused, match=named):
-                    archive.require_empty(connection)
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("DROP SCHEMA public", "the target lacks schema public"),
+        ("DROP EXTENSION plpgsql", "the target lacks extension plpgsql"),
+        ("DROP SCHEMA public; DROP EXTENSION plpgsql", "the target lacks schema public and extension plpgsql"),
+        ("ALTER DATABASE {name} SET default_transaction_read_only = on", "the target takes no writes"),
+    ],
+)
+def test_a_target_that_could_not_be_filled_is_refused_beforehand(statement: str, message: str, database17: Database) -> None:
+    with session.connect(Dsn.parse(database17.dsn), application_name="backupd test", autocommit=True) as connection:
+        archive.require_usable(connection)
+        connection.execute(statement.format(name=database17.name).encode())
+    with session.connect(Dsn.parse(database17.dsn), application_name="backupd test", autocommit=True) as connection:
+        with pytest.raises(Refused, match=message) as caught:
+            archive.require_usable(connection)
+        assert "from template0" in str(caught.value.hint)
 
 
 def test_a_full_target_is_counted(zoo17: Housed) -> None:
     with (
         session.connect(zoo17.dsn, application_name="backupd test") as connection,
-        pytest.raises(Refused, match=r"it holds extension citext, extension hstore, extension pgcrypto and \d+ more"),
+        pytest.raises(Refused, match=r"it holds cast .*, extension citext and \d+ more"),
     ):
         archive.require_empty(connection)
 
@@ -264,10 +349,12 @@ def test_a_compression_that_cannot_be_is_a_configuration_error(major: int, wish:
 def test_a_dump_waits_for_a_lock_no_longer_than_it_may(database17: Database, programs: dict[int, Clients]) -> None:
     database17.execute("CREATE TABLE t ()")
     dsn = Dsn.parse(database17.dsn)
-    with database17.connect() as migration, migration.transaction(), Snapshot(dsn, application_name="backupd test") as snapshot:
+    with database17.connect() as holder, holder.transaction(), database17.connect() as migration, migration.transaction():
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        [(snapshot,)] = holder.execute("SELECT pg_export_snapshot()").fetchall()
         migration.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
         with pytest.raises(ProcessFailed) as caught:
-            run(dump.dump(programs[17], dsn, snapshot.id, "none", 0.2, "test"), timeout_s=TIMEOUT_S)
+            run(dump.dump(programs[17], dsn, snapshot, "none", 0.2, "test"), timeout_s=TIMEOUT_S)
     explained = dump.explained(caught.value)
     assert isinstance(explained, SourceError)
     assert "canceling statement due to statement timeout" in explained.message
