@@ -20,6 +20,7 @@ from typing import NoReturn
 import click
 
 from backupd import __version__
+from backupd.cli import streams
 from backupd.errors import BackupdError, Explained, Interrupted
 
 # The name, its module, and its line in `backupd --help`: that must not import them all.
@@ -84,6 +85,7 @@ def app() -> None:
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare()
     gc.set_threshold(50_000, 20, 100)  # a command is short, and most of what it allocates are modules that stay
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -93,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: list[str]) -> int:
     try:
         result = app.main(arguments, prog_name="backupd", standalone_mode=False)
+        sys.stdout.flush()  # now, while a failure can still be told
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
@@ -104,8 +107,7 @@ def _run(arguments: list[str]) -> int:
             _traceback()
         return show(error, arguments)
     except BrokenPipeError:
-        sys.stdout = None  # whoever read our output has gone; the interpreter would complain of it once more at its end
-        return 1
+        return 1  # whoever read our output has gone
     except Exception as error:
         if "--debug" in arguments:
             _traceback()
@@ -150,4 +152,4 @@ def _traceback() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(f"interrupted by {signal.Signals(number).name}", "nothing half-done was left; run it again")
+    raise Interrupted(f"interrupted by {signal.Signals(number).name}")  # what it left is known to the operation alone

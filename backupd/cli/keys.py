@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from backupd.cli.session import Cell, Session, options, table
 from backupd.errors import BackupdError, ConfigError
@@ -134,11 +135,24 @@ def _recorded(session: Session, *, needed: bool = False, **details: str) -> Iter
     """The run in the trail of the configuration, where there is one: keys are also made before there is."""
     from backupd.audit.records import Operation
 
-    if session.config is None and not needed:
+    if not needed and (session.config is None or _is_still_to_come(session.config)):
         yield None
         return
     with session.service() as service, service.trail.recording(Operation.KEYS, **details) as run:
         yield run
+
+
+def _is_still_to_come(config: Path) -> bool:
+    """Whether the environment, not this command's caller, names a configuration that has not been written yet."""
+    if click.get_current_context().get_parameter_source("config") is not ParameterSource.ENVIRONMENT:
+        return False
+    try:
+        config.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:  # it may be there: whoever reads it says what is wrong
+        return False
+    return False
 
 
 def _write(directory: Path, made: Sequence[tuple[Role, KeyPair]]) -> bool:

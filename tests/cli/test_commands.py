@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -101,3 +103,29 @@ def test_a_changed_backup_is_found(clinic: Installation) -> None:
     assert "is not what its manifest says" in done.error["error"]
     last = clinic.records()[-1]
     assert (last["operation"], last["phase"], last["backup_id"]) == ("verify", "failed", backup_id)
+
+
+@pytest.mark.parametrize("streams", [">&-", "2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_or_takes_no_notes_changes_no_outcome(lived_in: Installation, streams: str) -> None:
+    """The work is done, and that nobody hears of it is no failure."""
+    done = redirected(lived_in, streams, "audit", "verify")  # it has a result, and a note besides
+    assert done.returncode == 0
+    assert ("the trail is whole" in done.stdout) == (">&-" not in streams.replace("2>&-", ""))
+    assert done.stderr == "" or "2>" not in streams
+
+
+@pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("audit", "export", "-"), ("--help",)], ids=" ".join)
+def test_a_result_that_cannot_be_written_is_told(lived_in: Installation, command: tuple[str, ...]) -> None:
+    """It may have been all that was wanted; what was done can be read in the trail."""
+    done = redirected(lived_in, ">/dev/full", *command)
+    assert done.returncode == 1
+    assert "the result could not be written: No space left on device" in done.stderr
+    assert "in the trail" in done.stderr
+    assert "Exception" not in done.stderr
+
+
+def redirected(clinic: Installation, streams: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """backupd with its streams as a shell makes them."""
+    line = f'"$0" -m backupd "$@" {streams}'
+    argv = ["sh", "-c", line, sys.executable, *arguments]
+    return subprocess.run(argv, cwd=clinic.directory, env=clinic.environment(), capture_output=True, text=True, timeout=240)

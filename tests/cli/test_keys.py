@@ -107,3 +107,15 @@ def test_a_secret_key_among_public_ones_is_told(lived_in: Installation) -> None:
     assert good["problems"] == []
     assert bad["fingerprint"] is None
     assert [(each["fatal"], "secret key" in each["message"]) for each in bad["problems"]] == [(True, True)]
+
+
+def test_keys_are_made_before_the_configuration_that_the_environment_names_is_written(
+    lived_in: Installation, memory: Path, tmp_path: Path
+) -> None:
+    """Its absence counts as none; an absent one that was given by hand is told, and so is one where the keys are configured."""
+    absent = tmp_path / "still-to-come.toml"
+    made = lived_in.run("keys", "generate", "--directory", str(memory), "--json", config=absent)
+    public = watched(lived_in, memory, made).ok().json["keys"][0]["public"]["file"]
+    lived_in.run("keys", "show", public, config=absent).ok()
+    for arguments in (("keys", "show"), ("keys", "show", public, "-c", str(absent))):
+        assert lived_in.run(*arguments, config=absent).code == 2
