@@ -9,6 +9,7 @@ Owns the order of these steps. Never sees plaintext: pg_dump writes straight int
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ from backupd.transfer import Progress, Sent
 
 log = logs.get(__name__)
 
+_MISSING_NAMED = 3  # of the backups that a manifest notes as missing: `check` names all
 ARTIFACTS = {Kind.DATABASE: "database.dump.gpg", Kind.GLOBALS: "globals.sql.gpg"}
 
 
@@ -102,6 +104,11 @@ def _new_id(at: datetime) -> str:
     return f"{at:%Y%m%dT%H%M%SZ}-{at.microsecond * 4096 // 1_000_000:03x}{secrets.randbelow(4096):03x}"
 
 
+def _release(version: str) -> str:
+    """`17.10`, and of a preview such as `18beta2` the major."""
+    return "".join(itertools.takewhile("0123456789.".__contains__, version))
+
+
 def usable(sealing: Sealing) -> list[str]:
     """Warnings about the recipients' keys. Raises KeyUnusable for one that cannot do its work, before anything is dumped."""
     warnings = []
@@ -131,6 +138,7 @@ class _Making:
     expect: Expectations = field(init=False)
     previous: Predecessor | None = None
     session: str = ""
+    published: str = ""
     keys: list[ColumnKeys] = field(default_factory=list)
     sent: dict[Kind, Sent] = field(default_factory=dict)
 
@@ -138,7 +146,6 @@ class _Making:
         """Send the database and the roles, while the expectations are read from the same snapshot beside it."""
         expectations.require_readable(self.held.connection)  # before pg_dump stumbles over it with less to say
         self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.major)
-    published: str = ""
         self.compression = dump.compression(self.clients, self.source.compression)
         try:
             self._database()
@@ -220,13 +227,17 @@ class _Making:
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
-        newest = self.catalog.newest(self.source.name)
+        entries = self.catalog.newest_first(self.source.name)
+        newest = next(entries, None)
         if newest is not None and newest.problem is not None:
             self.notes.append(f"the backup before this one, {newest.backup_id}, cannot be believed: {newest.problem.message}")
+            newest = next((entry for entry in entries if entry.manifest is not None), None)
         self.previous = predecessor(newest)
-        done = [backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done]
-        if done and (newest is None or max(done) > newest.backup_id):
-            self.notes.append(f"the backup before this one, {max(done)}, is in the trail and not in the store")
+        done = {backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done}
+        missing = sorted(done - self.catalog.ids(self.source.name), reverse=True)
+        named = [f"an earlier backup, {each}, is in the trail and not in the store" for each in missing[:_MISSING_NAMED]]
+        more = len(missing) - len(named)
+        self.notes += [*named, *([f"so are {more} more that the trail knows"] if more else [])]
 
     def _expect(self, pipeline: Pipeline) -> Expectations:
         """What a restore must show, read beside the dump from the same snapshot."""
@@ -248,7 +259,7 @@ class _Making:
         server = self.held.server
         return Manifest(
             backup_id=self.backup_id,
-            source=Source(self.source.name, server.database, server.system_identifier, server.version),
+            source=Source(self.source.name, server.database, server.system_identifier, _release(server.version)),
             snapshot=self.held.moment,
             started_at=self.started_at,
             finished_at=datetime.now(UTC),

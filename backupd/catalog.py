@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 
 from backupd import manifest as manifests
 from backupd.errors import BackupdError, ObjectMissing, StoreError, Tampered
@@ -50,9 +50,12 @@ class Entry:
 class Catalog:
     """Reads and adds backups. `verify` takes a manifest's stored bytes and gives gpg's text of it, or raises Tampered."""
 
-    def __init__(self, store: Store, verify: Callable[[bytes], Verified]) -> None:
+    def __init__(
+        self, store: Store, verify: Callable[[bytes], Verified], now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         self._store = store
         self._verify = verify
+        self._now = now
         self._known: dict[str, Manifest] = {}
         self._large = threading.Lock()
 
@@ -79,8 +82,20 @@ class Catalog:
 
     def newest(self, source: str) -> Entry | None:
         """The backup of the highest id, believed or not: a damaged newest one must not pass for an older one unseen."""
-        found = list(self._manifests(source))
-        return self._entry(found[-1]) if found else None
+        return next(self.newest_first(source), None)
+
+    def newest_first(self, source: str) -> Iterator[Entry]:
+        """The backups of a source from the highest id down, each read when it is asked for.
+
+        Without those that lie in the future: they need no key to be put there, and would be the newest for ever.
+        """
+        for each in reversed(list(self._manifests(source))):
+            if not self._ahead(each.name.split("/")[1]):
+                yield self._entry(each)
+
+    def ids(self, source: str) -> set[str]:
+        """Of all backups of a source that are there, believed or not; nothing is read."""
+        return {each.name.split("/")[1] for each in self._manifests(source)}
 
     def publish(self, manifest: Manifest, signed: bytes) -> str:
         """Write the signed manifest, create-only: from now on the backup exists. Returns the digest of the stored bytes."""
@@ -91,11 +106,22 @@ class Catalog:
         return hashlib.sha256(signed).hexdigest()
 
     def _manifests(self, source: str | None) -> Iterator[StoredObject]:
-        """Manifests by name, which is by source and then by time. Other names are not ours and are passed over."""
+        """Manifests by name, which is by source and then by time. Other names are not ours and are passed over.
+
+        In a directory as a store, another directory may stand in a manifest's place: that one is here, and cannot be read.
+        """
+        last = ""
         for each in self._store.list("" if source is None else f"{source}/"):
             match each.name.split("/"):
-                case [where, backup_id, "manifest.asc"] if SOURCE_NAME.fullmatch(where) and BACKUP_ID.fullmatch(backup_id):
-                    yield each
+                case [where, backup_id, "manifest.asc", *_] if SOURCE_NAME.fullmatch(where) and BACKUP_ID.fullmatch(backup_id):
+                    name = name_of(where, backup_id, MANIFEST)
+                    if name != last:
+                        yield each if each.name == name else StoredObject(name, 0, each.modified_at)
+                    last = name
+
+    def _ahead(self, backup_id: str) -> bool:
+        """Whether an id lies more than a day in the future: clocks differ, but not so much."""
+        return backup_id > f"{self._now() + timedelta(days=1):%Y%m%dT%H%M%SZ}~"
 
     def _entry(self, found: StoredObject) -> Entry:
         source, backup_id, _ = found.name.split("/")
@@ -107,6 +133,10 @@ class Catalog:
         return Entry(source, backup_id, digest, manifest, locked_until=found.locked_until)
 
     def _read(self, found: StoredObject, source: str, backup_id: str) -> tuple[str, Manifest]:
+        if self._ahead(backup_id):
+            raise Tampered(
+                f"the id of {backup_id} of {source} lies in the future", "is this host's clock right? Who put it there?"
+            )
         if found.size > LARGEST:
             raise Tampered(
                 f"the manifest of {backup_id} has {found.size} bytes, and none of ours has more than {LARGEST}", CHANGED
@@ -150,18 +180,21 @@ def chain_problems(entries: Collection[Entry]) -> dict[str, str]:
     """By backup id: what is wrong with the order of one source's backups, given oldest first.
 
     The first is not held against a predecessor that is gone: retention removes the oldest. A backup whose predecessor was
-    removed, replaced or put elsewhere shows here.
+    removed, replaced or put elsewhere shows here. What cannot be believed is passed over, or anyone who can write could part
+    the chain with it; a backup may follow it, for it may have been good then.
     """
     problems: dict[str, str] = {}
     before: Entry | None = None
+    damaged: set[str] = set()  # since `before`
     for entry in entries:
         if entry.manifest is None:
-            before = None
+            damaged.add(entry.backup_id)
             continue
         said = entry.manifest.previous
-        if before is not None and said is not None and (said.backup_id, said.sha256) != (before.backup_id, before.digest):
-            problems[entry.backup_id] = f"follows {said.backup_id}, which is not the one stored before it, {before.backup_id}"
-        elif before is not None and said is None:
+        if before is not None and said is None:
             problems[entry.backup_id] = f"says that it is the first, but {before.backup_id} is older"
+        elif before is not None and said is not None and said.backup_id not in damaged and said != predecessor(before):
+            problems[entry.backup_id] = f"follows {said.backup_id}, which is not the one stored before it, {before.backup_id}"
         before = entry
+        damaged.clear()
     return problems

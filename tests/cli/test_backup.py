@@ -51,3 +51,12 @@ def test_a_second_run_is_refused_and_a_stopped_one_leaves_nothing(clinic: Instal
     assert clinic.store is not None
     assert [path for path in clinic.store.rglob("*") if path.is_file()] == []
     clinic.run("backup", config=config).ok()
+
+
+def test_a_backup_that_was_removed_shows_in_the_list_and_its_exit_code(clinic: Installation) -> None:
+    made = [clinic.back_up() for _ in range(3)]
+    assert clinic.store is not None
+    (clinic.store / SOURCE / made[1] / "manifest.asc").unlink()
+    done = clinic.run("list", "--json")
+    assert done.code == 1
+    assert [(each["backup_id"], each["state"]) for each in done.json] == [(made[0], "committed"), (made[2], "out of order")]

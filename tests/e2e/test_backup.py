@@ -11,6 +11,7 @@ import pytest
 
 from backupd.audit.records import Phase, Record
 from backupd.backup import Protected, SecondFactors, back_up
+from backupd.catalog import chain_problems
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
@@ -211,7 +212,35 @@ def test_a_backup_that_was_removed_is_noted_by_the_next(rig: Rig, clinic: Databa
     first = rig.back_up(clinic.dsn)
     (tmp_path / "store" / "clinic" / first.backup_id / "manifest.asc").unlink()
     second = rig.back_up(clinic.dsn)
-    assert f"the backup before this one, {first.backup_id}, is in the trail and not in the store" in second.notes
+    assert f"an earlier backup, {first.backup_id}, is in the trail and not in the store" in second.notes
+
+
+def test_no_worthless_object_parts_the_chain_or_hides_what_was_removed(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    """Objects that no key signed, in the future and as the newest, put there by who removed a backup."""
+    made = [rig.back_up(clinic.dsn) for _ in range(3)]
+    (tmp_path / "store" / "clinic" / made[1].backup_id / "manifest.asc").unlink()
+    planted = f"{made[2].backup_id[:-6]}ffffff"  # of the same second, and later
+    for worthless in (planted, "99991231T235959Z-ffffff"):
+        place = tmp_path / "store" / "clinic" / worthless
+        place.mkdir()
+        (place / "manifest.asc").write_bytes(b"worthless")
+    following = rig.back_up(clinic.dsn)
+    assert following.previous is not None
+    assert following.previous.backup_id == made[2].backup_id
+    assert f"an earlier backup, {made[1].backup_id}, is in the trail and not in the store" in following.notes
+    assert any(note.startswith(f"the backup before this one, {planted}, cannot be believed") for note in following.notes)
+    entries = rig.catalog.list()
+    assert [entry.backup_id for entry in entries if entry.problem is not None] == [planted, "99991231T235959Z-ffffff"]
+    assert list(chain_problems(entries)) == [made[2].backup_id]
+
+
+def test_three_missing_backups_are_named_and_the_others_counted(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    made = [rig.back_up(clinic.dsn) for _ in range(5)]
+    for each in made:
+        (tmp_path / "store" / "clinic" / each.backup_id / "manifest.asc").unlink()
+    notes = rig.back_up(clinic.dsn).notes
+    named = [f"an earlier backup, {each.backup_id}, is in the trail and not in the store" for each in reversed(made[2:])]
+    assert [note for note in notes if "trail" in note] == [*named, "so are 2 more that the trail knows"]
 
 
 def test_key_ids_of_a_column_are_noted_and_so_are_values_in_clear(rig: Rig, clinic: Database) -> None:

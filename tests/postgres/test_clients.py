@@ -21,6 +21,17 @@ def test_debians_and_the_wheels_programs_are_found_without_being_named() -> None
     assert {postgres_bin(15).resolve(), postgres_bin(17).resolve()} <= found
 
 
+def test_a_place_on_path_that_cannot_be_looked_into_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two ways for a system to say no: no right (unless we are root), and a name that is too long."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "pg_dump").symlink_to(postgres_bin(17) / "pg_dump")
+    monkeypatch.setenv("PATH", f"{closed}:/{'x' * 300}:{linked}")
+    assert postgres_bin(17).resolve() in {each.directory.resolve() for each in clients.find()}
+
+
 def test_versions_and_zstd_are_those_of_the_programs(programs: dict[int, Clients]) -> None:
     assert programs[15].major == 15
     assert programs[17].major == 17
