@@ -88,7 +88,8 @@ def back_up(
     backup_id = _new_id(started_at)
     with trail.recording(Operation.BACKUP, source=source.name, backup_id=backup_id) as run:
         notes = usable(sealing)
-        with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=source.lock_timeout_s) as held:
+        patience_s = min(source.lock_timeout_s, source.deadline_s or source.lock_timeout_s)  # no deadline ends its waiting
+        with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=patience_s) as held:
             making = _Making(
                 source, catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
             )
@@ -243,7 +244,7 @@ class _Making:
         """What a restore must show, read beside the dump from the same snapshot."""
         session = self.held.companion(self.backup_id, while_running=lambda: pipeline.running("pg_dump"))
         if session is not None:
-            self.session = f"pid {session.pid}, started {session.started_at:%Y-%m-%dT%H:%M:%S.%fZ}"
+            self.session = session.describe()
         expected = expectations.collect(self.held, self.source.level, [each.table for each in self.source.second_factors])
         for each in self.source.second_factors:
             found = column_keys.look(self.held.connection, each.table, each.column, partial(ciphers.key_id, each.cipher))

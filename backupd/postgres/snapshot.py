@@ -1,7 +1,7 @@
 """One moment of a source, held for as long as it is needed: everything that is read through it belongs together.
 
-Owns the source's lock and the exported snapshot, both on one connection, so that the death of backupd ends both. Of the
-application's it reads only where the sequences stand.
+Owns the source's lock, the locks of its tables and the exported snapshot, all on one connection, so that the death of backupd
+ends them. Of the application's it reads only where the sequences stand.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import psycopg
 
 from backupd.errors import Busy, SourceError
 from backupd.manifest import Moment
-from backupd.postgres import sequences
+from backupd.postgres import locks, sequences
 from backupd.postgres.session import Connection, Dsn, Server, connect, server, translated
 from backupd.redact import printable
 
@@ -50,10 +50,22 @@ _LOCK_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """The database session that holds the snapshot, as pg_stat_activity and the server's log name it."""
+    """A database session as pg_stat_activity and the server's log name it.
+
+    `started_at` is None when the session acts as a role (`ALTER ROLE … SET role`) that may not see its own.
+    """
 
     pid: int
-    started_at: datetime
+    started_at: datetime | None
+
+    @classmethod
+    def shown(cls, pid: int, started_at: datetime | None) -> Session:
+        """As pg_stat_activity shows it."""
+        return cls(pid, None if started_at is None else started_at.astimezone(UTC))
+
+    def describe(self) -> str:
+        """For the trail: `pid 7, started 2026-11-24T02:00:00.000000Z`."""
+        return f"pid {self.pid}" + ("" if self.started_at is None else f", started {self.started_at:%Y-%m-%dT%H:%M:%S.%fZ}")
 
 
 class Snapshot:
@@ -92,8 +104,8 @@ class Snapshot:
         return self.session.pid
 
     @property
-    def backend_start(self) -> datetime:
-        """When the server's end started."""
+    def backend_start(self) -> datetime | None:
+        """When the server's end started, if the role may know."""
         return self.session.started_at
 
     def __enter__(self) -> Self:
@@ -121,8 +133,9 @@ class Snapshot:
         _prepare(self.connection, self._lock_timeout_s)
         self.server = server(self.connection)
         lock(self.connection, self.server.database, self._lock_patience_s)
+        with translated("lock the tables"):
+            locks.begin(self.connection)
         with translated("take a snapshot"):
-            self.connection.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             [(self.id,)] = self.connection.execute("SELECT pg_export_snapshot()").fetchall()
             [row] = self.connection.execute(
                 "SELECT clock_timestamp(),"
@@ -132,7 +145,7 @@ class Snapshot:
             ).fetchall()
         taken_at, lsn, pid, started_at, is_superuser = row
         self.moment = Moment(taken_at.astimezone(UTC), lsn or "0/0")
-        self.session = Session(pid, started_at.astimezone(UTC))
+        self.session = Session.shown(pid, started_at)
         self.sequences = sequences.read(self.connection)
         self.notes = list(_notes(self._dsn, is_superuser, self.server))
 
@@ -155,8 +168,7 @@ class Snapshot:
                     (application_name,),
                 ).fetchall()
                 if found:
-                    pid, started_at = found[0]
-                    return Session(pid, started_at.astimezone(UTC))
+                    return Session.shown(*found[0])
                 if not running:
                     return None
                 self.connection.execute("SELECT pg_stat_clear_snapshot(), pg_sleep(0.02)")

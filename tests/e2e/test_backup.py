@@ -64,11 +64,11 @@ def nothing_is_left(rig: Rig) -> None:
     assert report.findings == ()
 
 
-def blocked(clinic: Database) -> psycopg.Connection:
+def blocked(clinic: Database, table: str = "t") -> psycopg.Connection:
     """Someone who holds a lock that a dump has to wait for."""
     connection = clinic.connect()
     connection.autocommit = False
-    connection.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
+    connection.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE".encode())
     return connection
 
 
@@ -118,7 +118,14 @@ def test_a_lock_that_is_not_given_ends_the_run(rig: Rig, clinic: Database) -> No
 
 def test_the_deadline_ends_the_run(rig: Rig, clinic: Database) -> None:
     source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=1)
-    with blocked(clinic), pytest.raises(BackupdError, match="deadline"):
+    with blocked(clinic, "pg_publication"), pytest.raises(BackupdError, match="deadline"):  # which pg_dump alone looks into
+        back_up(source, rig.catalog, rig.sealing, rig.trail)
+    nothing_is_left(rig)
+
+
+def test_a_lock_is_waited_for_no_longer_than_the_deadline(rig: Rig, clinic: Database) -> None:
+    source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=1)
+    with blocked(clinic), pytest.raises(SourceError, match="lock"):
         back_up(source, rig.catalog, rig.sealing, rig.trail)
     nothing_is_left(rig)
 
@@ -261,7 +268,7 @@ def test_key_ids_of_a_column_are_noted_and_so_are_values_in_clear(rig: Rig, clin
 
 def test_a_killed_peer_ends_the_run(rig: Rig, clinic: Database) -> None:
     """pg_dump's session is ended by the DBA: gpg would call what it got a whole message."""
-    held = blocked(clinic)
+    held = blocked(clinic, "pg_publication")
 
     def terminate() -> None:
         with clinic.connect() as connection:
@@ -269,7 +276,7 @@ def test_a_killed_peer_ends_the_run(rig: Rig, clinic: Database) -> None:
             while time.monotonic() < deadline:
                 ended = connection.execute(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-                    " AND application_name ~ '^[0-9]{8}T' AND query LIKE 'LOCK%'"
+                    " AND application_name ~ '^[0-9]{8}T' AND wait_event_type = 'Lock'"
                 ).fetchall()
                 if ended:
                     return

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from backupd.errors import ConfigError, SourceDenied, SourceError
+from backupd.errors import ConfigError, SourceDenied
 from backupd.manifest import Expectations, LargeObjects, Level, Table
 from backupd.postgres import expectations
 from backupd.postgres.session import Dsn
@@ -240,16 +240,6 @@ def test_a_large_object_that_may_not_be_read_is_denied(database: Database) -> No
     database.execute("SELECT lo_from_bytea(5, 'x')")
     with pytest.raises(SourceDenied, match="may not read large object 5"):
         _collect(database.server.dsn(database.name, role, password))
-
-
-def test_counting_gives_up_on_a_locked_table(database: Database) -> None:
-    database.execute("CREATE TABLE t (id int)")
-    with database.connect() as migration, migration.transaction():
-        migration.execute("LOCK TABLE t IN ACCESS EXCLUSIVE MODE")
-        snapshot = Snapshot(Dsn.parse(database.dsn), application_name="backupd test", lock_timeout_s=0.1)
-        with snapshot, pytest.raises(SourceError, match="lock timeout") as caught:
-            expectations.collect(snapshot, Level.ROWS)
-        assert "migration" in str(caught.value.hint)
 
 
 _EXPECTED = Expectations(
