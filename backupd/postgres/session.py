@@ -6,6 +6,7 @@ to libpq as a parameter or to a program in its environment, and never stands in 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -132,6 +133,7 @@ class Server:
 def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, autocommit: bool = False) -> Connection:
     """A connection that notices a vanished server. Raises SourceUnreachable, SourceDenied, or SourceError for the rest."""
     ours = {"application_name": application_name, "connect_timeout": str(connect_timeout_s)}
+    _forget_environment()
     try:
         return psycopg.connect(_conninfo(dsn, ours), autocommit=autocommit)
     except psycopg.Error as error:
@@ -141,7 +143,20 @@ def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, aut
 def _conninfo(dsn: Dsn, ours: Mapping[str, str]) -> str:
     """With the password in it, so it is never held in a variable: tracebacks show those."""
     known = {"sslmode": "prefer", **_KEEPALIVES, **dict(dsn.parameters), **ours, "client_encoding": "UTF8"}
-    return make_conninfo("", **known, **({} if dsn.password is None else {"password": _text(dsn.password)}))
+    return make_conninfo("", **known, password="" if dsn.password is None else _text(dsn.password))
+
+
+# What libpq reads and no keyword stands for.
+_WITHOUT_KEYWORD = {"PGSERVICEFILE", "PGSYSCONFDIR", "PGREQUIRESSL", "PGTZ", "PGDATESTYLE", "PGGEQO", "PGLOCALEDIR", "PGREALM"}
+
+
+def _forget_environment() -> None:
+    """Take libpq's variables from this process: they would lead its sessions elsewhere than the programs, which get none.
+
+    An empty parameter does not do: libpq then looks for a service with an empty name. PGPASSWORD stays for who asks for it.
+    """
+    for name in (_WITHOUT_KEYWORD | set(_environment_names().values())) - {"PGPASSWORD"}:
+        os.environ.pop(name, None)
 
 
 def _text(password: Secret) -> str:
@@ -197,8 +212,12 @@ def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -
         return SourceError(message, _RETRY_STANDBY)
     if state == "55P03":
         return SourceError(message, _RETRY_LOCK)
+    if state == "57014" and "statement timeout" in said:
+        return SourceError(message, "a setting of the role or database ended it: ALTER ROLE … SET statement_timeout = 0")
     if state == "57014":
         return SourceError(message, "someone cancelled the session: try again")
+    if state == "22021":
+        return SourceError(message, "a name or value is not UTF-8, as SQL_ASCII lets in: rename or convert it")
     if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
         return SourceUnreachable(message, "the connection was lost: see the server's log, and try again")
     return SourceError(message)
@@ -233,8 +252,9 @@ _CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
     (r"could not translate host name|name resolution|failed to resolve host", SourceUnreachable, "the host's name is not known",
      "correct the address's host"),
     (r"timeout expired|timed out", SourceUnreachable, "the server did not answer in time", "check host, port and firewall"),
-    (r"Connection refused|No such file or directory|No route to host|unreachable|could not receive data|closed the connection",
-     SourceUnreachable, "there is no server at this address", "is it running, and are host and port right?"),
+    (r"(?s)^(?!.*FATAL: ).*(Connection refused|No such file or directory|No route to host|unreachable|could not receive data"
+     r"|closed the connection)", SourceUnreachable,
+     "there is no server at this address", "is it running, and are host and port right?"),
 )  # fmt: skip  # one line of text and its meaning side by side is what makes this table readable
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -185,6 +187,7 @@ def test_no_server_at_the_address_is_said() -> None:
         ('role "u" does not exist', SourceDenied, "role does not exist"),
         ('no pg_hba.conf entry for host "::1", user "u", database "d", no encryption', SourceDenied, "wants TLS"),
         ('no pg_hba.conf entry for host "::1", user "u", database "d", SSL encryption', SourceDenied, "not let this client in"),
+        ('could not access file "nope": No such file or directory', SourceUnreachable, "could not access file"),
         ("die Datenbank startet gerade", SourceUnreachable, "die Datenbank startet gerade"),
     ],
 )
@@ -224,6 +227,64 @@ def test_a_lost_connection_and_a_missing_right_have_errors_of_their_own(database
         database17.execute(f"SELECT pg_terminate_backend({pid}, 30000)")
         with pytest.raises(SourceUnreachable, match="could not read"), session.translated("read"):
             connection.execute("SELECT 1")
+
+
+_HOSTILE = {
+    "PGHOSTADDR": "127.0.0.9",
+    "PGSERVICE": "nope",
+    "PGOPTIONS": "-c role=nobody",
+    "PGSSLMODE": "verify-full",
+    "PGPASSWORD": "of another server",
+    "PGTZ": "Asia/Tokyo",
+}
+_CONNECTING = """
+import sys
+from backupd.postgres.session import Dsn, connect
+with connect(Dsn.parse(sys.stdin.readline().strip()), application_name="test") as connection:
+    print(*connection.execute("SELECT current_user, current_setting('TimeZone')").fetchone())
+"""
+
+
+def test_variables_of_libpq_lead_no_session_elsewhere(database17: Database) -> None:
+    argv = [sys.executable, "-c", _CONNECTING]
+    environment = dict(os.environ) | _HOSTILE
+    done = subprocess.run(
+        argv, input=database17.dsn + "\n", env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("postgres UTC\n", "")
+
+
+def test_a_password_of_the_environment_is_not_used_unasked(database17: Database) -> None:
+    role, password = database17.server.create_role()
+    argv = [sys.executable, "-c", _CONNECTING]
+    address = database17.server.dsn(database17.name, role)
+    environment = dict(os.environ) | {"PGPASSWORD": password}
+    done = subprocess.run(argv, input=address + "\n", env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert "does not accept the password" in done.stderr
+
+
+def test_a_statement_timeout_is_told_from_a_cancelled_session(database17: Database) -> None:
+    with connect(Dsn.parse(database17.dsn), application_name="test") as connection:
+        connection.execute("SET statement_timeout = '20ms'")
+        with pytest.raises(SourceError, match="statement timeout") as caught, session.translated("wait"):
+            connection.execute("SELECT pg_sleep(60)")
+    assert "statement_timeout = 0" in str(caught.value.hint)
+
+
+def test_a_name_that_is_not_utf8_is_said_to_be(postgres17: PostgresServer) -> None:
+    with postgres17.connect() as connection:
+        connection.execute("CREATE DATABASE bytes ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0")
+    try:
+        postgres17.execute("DO $$ BEGIN EXECUTE E'CREATE TABLE \"caf\\xe9\" ()'; END $$", database="bytes")
+        with (
+            connect(Dsn.parse(postgres17.dsn("bytes")), application_name="test") as connection,
+            pytest.raises(SourceError) as caught,
+            session.translated("list the tables"),
+        ):
+            connection.execute("SELECT relname FROM pg_class").fetchall()
+        assert "not UTF-8" in str(caught.value.hint)
+    finally:
+        postgres17.drop_database("bytes")
 
 
 @contextmanager
