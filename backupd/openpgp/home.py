@@ -71,6 +71,7 @@ class Home:
     def __init__(self, gpg: str = "gpg", *, directory: Path | None = None, shared_memory: Path = SHARED_MEMORY) -> None:
         """Raises ConfigError: no such program, or a directory that cannot serve."""
         self._gpg = _program(gpg)
+        self._shared_memory = shared_memory
         base = directory if directory is not None else _default_base(shared_memory)
         if len(os.fsencode(base)) + len(f"/{_PREFIX}01234567{_LONGEST_SOCKET}") > SOCKET_NAME_BYTES:
             raise ConfigError(
@@ -142,7 +143,10 @@ class Home:
         return path
 
     def show(self, key: bytes) -> tuple[Record, ...]:
-        """What gpg sees in a key file, with no keyring touched; also what is not valid yet or no longer. Raises KeyUnusable."""
+        """What gpg sees in a key file, with no keyring touched; also what is not valid yet or no longer.
+
+        Raises KeyUnusable; ProcessFailed, when gpg was not started or did not come to its own end.
+        """
         if len(key) > KEY_FILE_BYTES:
             raise KeyUnusable(f"a key file of {len(key)} bytes", f"a key file may hold {KEY_FILE_BYTES} bytes")
         # A key whose creation lies in the future has no valid self-signature yet, and would show no capability.
@@ -150,7 +154,12 @@ class Home:
         try:
             return colons(self.call(*clock, "--show-keys", "--with-colons", stdin=key).stdout)
         except ProcessFailed as error:
-            raise KeyUnusable("not an OpenPGP key", "export one with: gpg --armor --export FINGERPRINT") from error
+            if error.status != 2:  # what gpg ends with when it has read something and does not like it
+                raise
+            said = error.stderr.rpartition("\n")[2]
+            raise KeyUnusable(
+                f"not an OpenPGP key that gpg can read: {said}", "export one with: gpg --armor --export FINGERPRINT"
+            ) from error
 
     def listed(self, fingerprint: str) -> tuple[Record, ...]:
         """This home's records of one key. Raises ProcessFailed when it has none of that fingerprint."""
@@ -184,7 +193,12 @@ class Home:
     def require_secrecy(self) -> None:
         """Raises Refused where a secret key would come to lie on a disk that nobody named."""
         if not self._secrets_welcome:
-            raise Refused(f"a secret key would lie on a disk under {self.path.parent}", "name a directory on a tmpfs")
+            where = self._shared_memory
+            why = "is not writable" if where.is_dir() and in_memory(where) else "is no tmpfs"
+            raise Refused(
+                f"a secret key would lie on a disk under {self.path.parent}: {where} {why}",
+                f"mount {where} as a writable tmpfs",
+            )
 
     def gnupg(self) -> Any:
         """python-gnupg at work in this home. Not for secret keys: it logs the first bytes of what it imports and exports."""

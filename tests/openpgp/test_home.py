@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.errors import ConfigError, KeyUnusable, Refused
+from backupd.errors import ConfigError, KeyUnusable, ProcessFailed, Refused
 from backupd.openpgp import Home, messages, version
 from backupd.openpgp.home import in_memory
 from backupd.pipeline import run
@@ -215,3 +215,38 @@ def test_the_version_of_gpg_is_three_numbers() -> None:
 def test_a_program_that_is_no_gpg_is_told_from_one() -> None:
     with pytest.raises(ConfigError, match=r"no GnuPG 2\.2"):
         version("true")
+
+
+def test_a_shared_memory_that_takes_no_writes_is_named(memory: Path, ring: Ring) -> None:
+    """What must be changed is its mount, not the directory that the home lies in instead."""
+    memory.chmod(0o555)
+    real, effective, saved = os.getresuid()
+    if real == 0:
+        os.setresuid(65534, effective, saved)  # whether one may write is asked for the real user, and root always may
+    try:
+        home = Home(shared_memory=memory)
+    finally:
+        os.setresuid(real, effective, saved)
+    with home, pytest.raises(Refused, match=f"on a disk under .*: {memory} is not writable"):
+        home.import_secret(ring.operations.secret)
+
+
+def test_what_a_gpg_that_cannot_work_says_is_shown(tmp_path: Path, ring: Ring) -> None:
+    """And one that could not even be started has judged no key."""
+    program = tmp_path / "gpg"
+    program.write_text("#!/bin/sh\ncat >/dev/null\necho 'gpg: out of core in secure memory' >&2\nexit 2\n")
+    program.chmod(0o755)
+    with Home(str(program)) as home:
+        with pytest.raises(KeyUnusable, match="that gpg can read: gpg: out of core in secure memory"):
+            home.show(ring.operations.public)
+        program.unlink()
+        with pytest.raises(ProcessFailed, match="could not be started"):
+            home.show(ring.operations.public)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "cut", "checksum"])
+def test_what_is_no_key_is_told_with_what_gpg_says(damage: str, home: Home, ring: Ring) -> None:
+    key = ring.operations.public
+    data = {"text": b"no key", "empty": b"", "cut": key[: len(key) // 2], "checksum": key[:200] + b"AAAA" + key[204:]}[damage]
+    with pytest.raises(KeyUnusable, match="not an OpenPGP key that gpg can read: gpg: "):
+        home.show(data)
