@@ -174,7 +174,7 @@ class SqliteStore:
                 yield connection  # closing without COMMIT rolls back
         except (sqlite3.Error, OverflowError) as error:
             if _code(error) == sqlite3.SQLITE_INTERRUPT:  # by a signal, whose own exception SQLite has swallowed
-                raise Interrupted("interrupted while the trail was used", "nothing half-done was left; run it again") from error
+                raise Interrupted("interrupted while the trail was used") from error
             raise self._explained(error) from error
 
     def _explained(self, error: Exception) -> BackupdError:
