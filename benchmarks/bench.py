@@ -105,10 +105,11 @@ secret_key = {{ file = "operations.sec.asc" }}
         million = int(gigabytes / 1.8 * 1_000_000)
         for statement in (
             "CREATE TABLE notes (id bigint PRIMARY KEY, at timestamptz, body text)",
-            "INSERT INTO notes SELECT i, now() - i * interval '1 s', repeat(md5(i::text) || ' the patient said ', 5)"
+            "INSERT INTO notes SELECT i, now() - i * interval '1 s', md5(i::text) || ' the patient said '"
+            " || md5((i + 1)::text) || ' and then ' || md5((i + 2)::text) || ' until ' || md5((i + 3)::text)"
             f" FROM generate_series(1, {4 * million}) i",
             "CREATE TABLE readings (id bigint PRIMARY KEY, device int, value numeric, quality real)",
-            "INSERT INTO readings SELECT i, i % 997, (i * 7919 % 100003) / 7.0, i % 10"
+            "INSERT INTO readings SELECT i, i % 997, (i::bigint * 7919 % 100003) / 7.0, i % 10"
             f" FROM generate_series(1, {4 * million}) i",
             "CREATE TABLE images (id int PRIMARY KEY, body bytea)",
             "ALTER TABLE images ALTER body SET STORAGE EXTERNAL",
