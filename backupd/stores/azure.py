@@ -319,7 +319,7 @@ class AzureUpload:
                 arrived = f"{len(ours)} parts with {sum(ours.values())} bytes arrived"
                 raise StoreError(f"{self._name}: {arrived}, {parts} with {size} were sent", "this run is lost, start another")
             self._store.commit_blocks(self._blob, self._name, self._token, blocks)
-        except Exception:
+        except Exception:  # of an interruption the caller knows, and aborts
             self.abort()
             raise
         self._done = True

@@ -314,7 +314,7 @@ class S3Upload:
     def commit(self, parts: int, size: int) -> None:
         try:
             self._store.complete(self._name, self._upload, self._token, self._ordered(parts, size))
-        except Exception:
+        except Exception:  # of an interruption the caller knows, and aborts
             self.abort()
             raise
         self._done = True
