@@ -268,6 +268,21 @@ class Canary(Table):
     secret: SecretRef = Field(description="Its TOTP secret in base32, kept apart from the database.")
 
 
+class Former(Table):
+    """Where the secrets were before, while `backupd columns encrypt` moves them over. Remove this table when it has."""
+
+    column: Text = Field(description="The column they are moved from.")
+    cipher: Literal["plaintext", "fernet", "pgcrypto"] = Field(description="How they are kept there.")
+    keys: SecretRef | None = Field(None, description="Its Fernet keys, or its pgcrypto passphrase.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.cipher == "plaintext") != (self.keys is None):
+            told = "means nothing to plaintext" if self.keys is not None else f"is missing: what opens {self.cipher}?"
+            raise Hinted(told, "fernet and pgcrypto have keys, plaintext has none", key="keys")
+        return self
+
+
 class Totp(Table):
     """A column that holds second-factor secrets. A drill opens every one of them and shows that it yields codes."""
 
@@ -277,11 +292,26 @@ class Totp(Table):
     enrolled: Text | None = Field(None, description="A boolean column: the rows for which it is true must have a secret.")
     cipher: Literal["aes-256-gcm", "fernet", "pgcrypto"] = Field(description="How the column is encrypted.")
     keys: SecretRef = Field(description="The column keys; they may have nothing in common with the keys that open backups.")
+    archive: SecretRef | None = Field(
+        None,
+        description="The keyring of retired column keys, which old backups are still opened with. No application reads it.",
+    )
+    rotate_days: int = Field(365, ge=1, description="`check` raises an alarm when the current column key is older.")
+    former: Former | None = Field(None, description="The column that the secrets are moved from.")
     issuer: Text | None = Field(None, description="The issuer that applications show.")
     algorithm: Literal["SHA1", "SHA256", "SHA512"] = Field("SHA1", description="RFC 6238's hash.")
     digits: int = Field(6, ge=6, le=8, description="Digits of a code.")
     period: int = Field(30, ge=1, le=3600, description="Seconds that a code is good for.")
     canary: Canary | None = Field(None, description="A canary account.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for key in ("archive", "former"):
+            if getattr(self, key) is not None and self.cipher != "aes-256-gcm":
+                raise Hinted(f"means nothing to a {self.cipher} column", "name the aes-256-gcm column beside it", key=key)
+        if self.former is not None and self.former.column == self.column:
+            raise Hinted("is the column itself", "encrypted values go to a column of their own", key="former")
+        return self
 
 
 class Sql(Table):
@@ -309,10 +339,16 @@ class Source(Table):
     globals: bool = Field(True, description="Whether roles are backed up too.")
     totp: Annotated[tuple[Totp, ...], Many] = Field((), description="Columns with second-factor secrets.")
     sql: Annotated[tuple[Sql, ...], Many] = Field((), description="Questions of your own for a drill.")
+    columns_dsn: Text | None = Field(
+        None, description="As `dsn`, with the role that `columns encrypt` and `columns rotate` write with."
+    )
+    columns_password: SecretRef | None = Field(None, description="The password of the role in `columns_dsn`.")
 
-    @field_validator("dsn")
+    @field_validator("dsn", "columns_dsn")
     @classmethod
-    def _dsn(cls, value: str) -> str:
+    def _dsn(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not value.startswith(("postgresql://", "postgres://")) and not re.match(r"\s*\w+\s*=", value):
             raise Hinted("is not a connection string", "write postgresql://role@host/database or host=… dbname=…")
         return _without_password(value)
@@ -330,6 +366,8 @@ class Source(Table):
             raise Hinted("a column is there twice", key="totp")
         if len({each.name for each in self.sql}) != len(self.sql):
             raise Hinted("a name is there twice", key="sql")
+        if self.columns_password is not None and self.columns_dsn is None:
+            raise Hinted("is the password of nobody", "write columns_dsn beside it", key="columns_password")
         return self
 
 
