@@ -7,6 +7,8 @@
     │   └── SecretUnavailable    3  a custodian did not give its secret
     ├── Refused                  4  backupd will not do this: policy, not failure
     │   └── Busy                 4  another run holds the source
+    ├── CustodyError             1  a custodian did not take a new value
+    │   └── SecretChanged        1  because it holds another one than was seen
     ├── Tampered                 1  stored bytes, a signature or a trail are not what they were
     ├── audit.TrailError         1  the trail cannot be written or read
     ├── columns.ColumnError      1  a value of a column cannot be read; its own tree is in that room
@@ -68,6 +70,14 @@ class CouldNotVerify(BackupdError):
 
 class SecretUnavailable(CouldNotVerify):
     """A custodian did not give the secret it was asked for."""
+
+
+class CustodyError(BackupdError):
+    """A custodian did not take the value it was given to keep; it holds what it held."""
+
+
+class SecretChanged(CustodyError):
+    """Somebody else has put another value there since it was read. Read it again, and decide again."""
 
 
 class Refused(BackupdError):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from backupd.custody.credential import Credential
 from backupd.custody.env import EnvironmentVariable
 from backupd.custody.file import PrivateFile
-from backupd.custody.member import Member
+from backupd.custody.member import Member, MemberKeeper
 from backupd.errors import ConfigError
 from backupd.redact import Secret
 
@@ -31,6 +31,18 @@ class Custodian(Protocol):
     def fetch(self) -> Secret:
         """The secret's bytes as they are kept there (a file's trailing newline is part of the file, not of a password:
         `Secret.text()` strips one). Raises SecretUnavailable, which says why without the value."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """A place that takes a new value. Every implementation passes `KeeperContract` in `tests/custody/contract.py`."""
+
+    def replace(self, new: Secret, seen: Secret) -> None:
+        """Put `new` there, durably and whole, if what `fetch` gives is still `seen`; compare and swap.
+
+        Raises SecretChanged when it is something else by now, CustodyError when the place does not take the value, and
+        SecretUnavailable as `fetch` does. JSON objects may come back spelt otherwise: fetch again before the next `replace`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +75,11 @@ def open_custodian(ref: SecretRef, environ: Mapping[str, str]) -> Custodian:
         raise ConfigError(f"there is no custodian of the kind {ref.kind!r}", f"use one of {', '.join(KINDS)}")
     custodian = place(ref.name, environ)
     return custodian if ref.field is None else Member(custodian, ref.field)
+
+
+def keeper(custodian: Custodian) -> Keeper:
+    """What replaces the secret of this custodian. Raises ConfigError for a place that only others can write."""
+    place = custodian.place if isinstance(custodian, Member) else custodian
+    if not isinstance(place, Keeper):
+        raise ConfigError(f"backupd cannot write to {custodian.locator}", "put the new value there by hand")
+    return MemberKeeper(custodian, place) if isinstance(custodian, Member) else place

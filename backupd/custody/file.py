@@ -1,4 +1,4 @@
-"""Secrets in files: who else could read or write one decides whether it is used. Never writes, never creates.
+"""Secrets in files: who else could read or write one decides whether it is used. Never creates one, never edits one in place.
 
 Symbolic links are followed, for Kubernetes mounts every secret as one; all checks are made on the file that was opened, so
 that no link can be turned between the check and the reading.
@@ -6,15 +6,19 @@ that no link can be turned between the check and the reading.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from backupd.errors import ConfigError, SecretUnavailable
+from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 
 LARGEST = 1024 * 1024  # bytes; a keyring of a thousand keys has 60 KiB
+_ACCESS_LIST = "system.posix_acl_access"  # acl(5): who reads a keyring by such a list must go on reading it
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP  # 0640 root:backupd is how packages install secrets, so a group may read
 
 
@@ -36,6 +40,75 @@ class PrivateFile:
     def fetch(self) -> Secret:
         """The file's bytes. Raises SecretUnavailable: missing, unreadable, not a file, open to others, empty, too large."""
         return read_private(self.path, self.locator)
+
+    def replace(self, new: Secret, seen: Secret) -> None:
+        """Put `new` in the place of `seen`: a file of the same mode, owner and access list takes over its name at once.
+
+        A reader meets the old value or the new, whole. Writers that go by this method take turns; another program's write
+        between our reading and our renaming would be lost, as with any file. A link stays, and what it leads to is replaced.
+        Raises SecretChanged, CustodyError, and SecretUnavailable as `fetch` does.
+        """
+        if not new.reveal().strip() or len(new) > LARGEST:
+            raise CustodyError(f"the new value for {self.locator} is empty or larger than 1 MiB", "keep what is there")
+        try:
+            real = Path(os.path.realpath(self.path, strict=True))
+            with _locked(real) as status:
+                if read_private(str(real), self.locator) != seen:
+                    raise SecretChanged(f"{self.locator} was changed by somebody else", "look at it, and try again")
+                _take_over(real, new, status)
+        except FileNotFoundError as error:
+            raise SecretUnavailable(f"{self.locator} does not exist", "create it, or correct the reference to it") from error
+        except OSError as error:
+            raise CustodyError(
+                f"{self.locator} cannot be replaced: {error.strerror}",
+                "run this as the owner of the file and of its directory, or replace the value by hand",
+            ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[os.stat_result]:
+    """The status of the file that has this name, while nobody else replaces it."""
+    while True:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            status = os.fstat(descriptor)
+            # Whoever held the lock before may have given the name to another file.
+            if os.path.samestat(status, path.stat()):
+                yield status
+                return
+        finally:
+            os.close(descriptor)
+
+
+def _take_over(path: Path, new: Secret, status: os.stat_result) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.unlink(missing_ok=True)  # of a run that was killed; the lock is ours, so nobody else writes it
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            _write_all(descriptor, new.reveal())
+            os.fchown(descriptor, status.st_uid, status.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
+            if _ACCESS_LIST in os.listxattr(path):
+                os.setxattr(descriptor, _ACCESS_LIST, os.getxattr(path, _ACCESS_LIST))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def read_private(path: str, locator: str) -> Secret:

@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from backupd.errors import ConfigError, SecretUnavailable
+from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 
 
@@ -16,6 +16,10 @@ class _Place(Protocol):
     def locator(self) -> str: ...
 
     def fetch(self) -> Secret: ...
+
+
+class _Writable(_Place, Protocol):
+    def replace(self, new: Secret, seen: Secret) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,10 @@ class Member:
 
     def fetch(self) -> Secret:
         """The member's value. Raises SecretUnavailable: no JSON object, no such member, empty, or neither text nor object."""
-        members = _object(self.place)
+        return self.among(_object(self.place, self.place.fetch()))
+
+    def among(self, members: dict[str, Any]) -> Secret:
+        """The member's value in an object that was fetched already. Raises as `fetch` does."""
         if self.name not in members:
             raise SecretUnavailable(f"{self.place.locator} has no member {self.name!r}", "correct `field`, or add the member")
         found = members[self.name]
@@ -49,12 +56,42 @@ class Member:
         return Secret(value.encode("utf-8", "surrogatepass"), self.locator)
 
 
-def _object(place: _Place) -> dict[str, Any]:
-    """The object in `place`. What json raises holds the whole text, so it must not be chained to ours."""
+@dataclass(frozen=True, slots=True)
+class MemberKeeper:
+    """Replaces `member` alone, in a place that takes new values whole."""
+
+    member: Member
+    place: _Writable
+
+    def replace(self, new: Secret, seen: Secret) -> None:
+        """Put `new` in the place of `seen`: a text stays a text, an object an object, and the other members what they are.
+
+        A change to another member in between is a SecretChanged too.
+        """
+        whole = self.place.fetch()
+        members = _object(self.place, whole)
+        if self.member.among(members) != seen:
+            raise SecretChanged(f"{self.member.locator} was changed by somebody else", "look at it, and try again")
+        members[self.member.name] = _as_before(self.member, members[self.member.name], new)
+        self.place.replace(Secret(json.dumps(members, indent=1) + "\n", self.place.locator), whole)
+
+
+def _as_before(member: Member, before: object, new: Secret) -> object:
+    value: object = None
+    # As below: what json and the codec raise hold the text.
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(new.reveal(), object_pairs_hook=_once) if isinstance(before, dict) else new.reveal().decode()
+    if not isinstance(value, type(before)):
+        raise CustodyError(f"the new value for {member.locator} is not what the old one was: a text, or an object", "keep it")
+    return value
+
+
+def _object(place: _Place, kept: Secret) -> dict[str, Any]:
+    """The object that `place` keeps. What json raises holds the whole text, so it must not be chained to ours."""
     parsed: Any = None
     # Anything that json cannot read is no object; the exception itself may not be looked at.
     with contextlib.suppress(ValueError, RecursionError):
-        parsed = json.loads(place.fetch().reveal(), object_pairs_hook=_once)
+        parsed = json.loads(kept.reveal(), object_pairs_hook=_once)
     if not isinstance(parsed, dict):
         raise SecretUnavailable(
             f"{place.locator} is not a JSON object with each member once", "correct it, or leave `field` out to use the whole"

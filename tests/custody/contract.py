@@ -1,13 +1,15 @@
 """What every custodian owes. A test module subclasses `CustodianContract` and defines the fixture `place`."""
 
+import json
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
-from backupd.custody import Custodian
-from backupd.errors import SecretUnavailable
+from backupd.custody import Custodian, keeper
+from backupd.errors import CustodyError, SecretChanged, SecretUnavailable
+from backupd.redact import Secret
 
 PLANTED = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"
 
@@ -105,3 +107,67 @@ class CustodianContract:
         assert error.__cause__ is None
         assert error.__context__ is None
         assert PLANTED not in "".join(traceback.format_exception(error))
+
+
+NEWER = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+
+
+class KeeperContract:
+    """What every place that takes new values owes besides. `place.open` gives what `keeper` accepts."""
+
+    def test_a_new_value_takes_the_place_of_the_one_that_was_seen(self, place: Place) -> None:
+        place.keep(PLANTED.encode())
+        custodian = place.open(None)
+        keeper(custodian).replace(Secret(NEWER), custodian.fetch())
+        assert custodian.fetch().text() == NEWER
+        assert place.open(None).fetch().text() == NEWER
+
+    def test_a_value_that_was_changed_in_between_stays(self, place: Place) -> None:
+        place.keep(PLANTED.encode())
+        custodian = place.open(None)
+        seen = custodian.fetch()
+        place.keep(b"another's")
+        with pytest.raises(SecretChanged, match="was changed by somebody else") as caught:
+            keeper(custodian).replace(Secret(NEWER), seen)
+        assert caught.value.hint
+        assert NEWER not in "".join(traceback.format_exception(caught.value))
+        assert custodian.fetch().text() == "another's"
+
+    def test_a_place_that_holds_nothing_takes_no_new_value(self, place: Place) -> None:
+        place.lose()
+        with pytest.raises(SecretUnavailable):
+            keeper(place.open(None)).replace(Secret(NEWER), Secret(PLANTED))
+
+    @pytest.mark.parametrize("blank", [b"", b"\n", b"x" * (1024 * 1024 + 1)])
+    def test_what_could_not_be_fetched_again_is_not_kept(self, place: Place, blank: bytes) -> None:
+        place.keep(PLANTED.encode())
+        custodian = place.open(None)
+        with pytest.raises(CustodyError, match="empty or larger than 1 MiB"):
+            keeper(custodian).replace(Secret(blank), custodian.fetch())
+        assert custodian.fetch().text() == PLANTED
+
+    def test_of_an_object_one_member_is_replaced(self, place: Place) -> None:
+        place.keep(b'{"before": {"a": [1, "\xc3\xa4"]}, "seed": "' + PLANTED.encode() + b'", "after": null}')
+        custodian = place.open("seed")
+        keeper(custodian).replace(Secret(NEWER), custodian.fetch())
+        assert custodian.fetch().text() == NEWER
+        assert place.open("before").fetch().text() == json.dumps({"a": [1, "ä"]})
+
+    def test_a_member_that_is_an_object_stays_one(self, place: Place) -> None:
+        place.keep(b'{"keyring": {"current": "1", "keys": {"1": "AA=="}}}')
+        custodian = place.open("keyring")
+        keeper(custodian).replace(Secret('{"current":"2","keys":{}}\n'), custodian.fetch())
+        assert custodian.fetch().text() == '{"current": "2", "keys": {}}'
+        for other in (NEWER, '{"a": 1, "a": 2}', "[]", "\ud800"):
+            with pytest.raises(CustodyError, match="not what the old one was") as caught:
+                keeper(custodian).replace(Secret(other.encode("utf-8", "surrogatepass")), custodian.fetch())
+            assert caught.value.__context__ is None
+
+    def test_a_member_that_was_changed_in_between_stays(self, place: Place) -> None:
+        place.keep(b'{"seed": "' + PLANTED.encode() + b'"}')
+        custodian = place.open("seed")
+        seen = custodian.fetch()
+        place.keep(b'{"seed": "changed by another"}')
+        with pytest.raises(SecretChanged):
+            keeper(custodian).replace(Secret(NEWER), seen)
+        assert custodian.fetch().text() == "changed by another"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from backupd.custody import KINDS, SecretRef, open_custodian
+from backupd.custody import KINDS, SecretRef, keeper, open_custodian
 from backupd.errors import ConfigError
 
 
@@ -28,3 +28,11 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
 def test_a_field_without_a_name_is_refused() -> None:
     with pytest.raises(ConfigError, match="has no name"):
         open_custodian(SecretRef("env", "KEYRING", ""), {})
+
+
+@pytest.mark.parametrize("field", [None, "seed"])
+@pytest.mark.parametrize("kind", ["env", "credential"])
+def test_a_place_that_only_others_can_write_has_no_keeper(kind: str, field: str | None) -> None:
+    with pytest.raises(ConfigError, match=f"cannot write to {kind}:SEED") as caught:
+        keeper(open_custodian(SecretRef(kind, "SEED", field), {}))
+    assert "by hand" in str(caught.value.hint)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 
 from backupd.custody import SecretRef, open_custodian
 from backupd.custody.file import LARGEST, PrivateFile
-from backupd.errors import ConfigError, SecretUnavailable
-from tests.custody.contract import CustodianContract, Place
+from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
+from backupd.redact import Secret
+from tests.custody.contract import CustodianContract, KeeperContract, Place
 
 
 @pytest.fixture
@@ -35,6 +37,70 @@ def place(path: Path) -> Place:
 
 class TestPrivateFile(CustodianContract):
     """A file keeps the contract."""
+
+
+class TestWritingPrivateFile(KeeperContract):
+    """A file keeps that of places that are written, too."""
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o640])
+def test_a_replaced_file_has_the_mode_and_owner_of_the_old_one(path: Path, mode: int) -> None:
+    keep(path, mode=mode)
+    group = os.getgroups()[0] if os.getgroups() else os.getegid()
+    os.chown(path, -1, group)
+    PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+    status = path.stat()
+    assert (status.st_mode & 0o7777, status.st_uid, status.st_gid) == (mode, os.geteuid(), group)
+    assert path.read_text() == "new"
+
+
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    keep(target)
+    link.symlink_to(target)
+    PrivateFile(str(link)).replace(Secret("new"), Secret("value"))
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+
+
+def test_what_a_killed_run_left_beside_a_file_is_no_obstacle_and_nothing_stays_there(path: Path) -> None:
+    keep(path)
+    (path.parent / f".{path.name}.new").write_text("half of a val")
+    PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+    assert path.read_text() == "new"
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_whose_directory_takes_nothing_stays_as_it_is(tmp_path: Path) -> None:
+    directory = tmp_path / "secrets"
+    directory.mkdir()
+    keep(directory / "key")
+    os.chown(directory / "key", 65534 if os.geteuid() == 0 else -1, -1)
+    directory.chmod(0o555)
+    tmp_path.chmod(0o755)
+    for parent in list(tmp_path.parents)[:3]:
+        if parent != Path("/tmp") and parent.stat().st_uid == os.geteuid():
+            parent.chmod(0o755)
+    with unprivileged(), pytest.raises(CustodyError, match="cannot be replaced: Permission denied") as caught:
+        PrivateFile(str(directory / "key")).replace(Secret("new"), Secret("value"))
+    assert "by hand" in str(caught.value.hint)
+    assert (directory / "key").read_text() == "value"
+
+
+def test_of_many_writers_that_saw_the_same_value_one_wins(path: Path) -> None:
+    keep(path)
+    seen = PrivateFile(str(path)).fetch()
+
+    def write(number: int) -> str:
+        try:
+            PrivateFile(str(path)).replace(Secret(f"value {number}"), seen)
+        except SecretChanged:
+            return ""
+        return f"value {number}"
+
+    with ThreadPoolExecutor(8) as pool:
+        written = [each for each in pool.map(write, range(24)) if each]
+    assert [path.read_text()] == written
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o440, 0o640, 0o700])
