@@ -58,6 +58,15 @@ class UnknownKey(ColumnError):
         self.key_id = key_id
 
 
+class RetiredKey(UnknownKey):
+    """The value names a key that the keyring had, and has no more."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(key_id)
+        self.message = f"the key {key_id!r} is retired"
+        self.hint = "a value under it is old: restored, copied back, or left out by a rotation. The archive still has the key"
+
+
 class NotAuthentic(ColumnError):
     """The key is there, and the value is not what was written with it into this cell: changed, moved, or another key's."""
 

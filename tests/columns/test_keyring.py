@@ -6,7 +6,7 @@ from base64 import b64encode
 
 import pytest
 
-from backupd.columns import KeysUnusable, UnknownKey
+from backupd.columns import KeysUnusable, RetiredKey, UnknownKey
 from backupd.columns.keyring import FernetKeys, Keyring, passphrase
 from backupd.redact import Secret
 
@@ -53,6 +53,26 @@ def test_an_unknown_id_is_named() -> None:
     with pytest.raises(UnknownKey, match="'2024-1' is not in the keyring") as caught:
         Keyring.generate("2025-1").key("2024-1")
     assert caught.value.key_id == "2024-1"
+
+
+def test_a_key_that_was_taken_out_is_told_from_one_that_was_never_there() -> None:
+    keyring = Keyring.parse(Keyring.generate("2025-1").extended("2026-1").without("2025-1").render())
+    assert set(keyring.keys) == {"2026-1"}
+    with pytest.raises(RetiredKey, match="'2025-1' is retired"):
+        keyring.key("2025-1")
+    with pytest.raises(UnknownKey) as caught:
+        keyring.key("2024-1")
+    assert not isinstance(caught.value, RetiredKey)
+
+
+def test_neither_the_current_key_nor_an_unknown_one_is_taken_out_and_no_id_comes_back() -> None:
+    keyring = Keyring.generate("2025-1").extended("2026-1")
+    with pytest.raises(KeysUnusable, match="current"):
+        keyring.without("2026-1")
+    with pytest.raises(UnknownKey):
+        keyring.without("2024-1")
+    with pytest.raises(KeysUnusable, match="or had"):
+        keyring.without("2025-1").extended("2025-1")
 
 
 @pytest.mark.parametrize("key_id", ["a", "A-z.0_9", "x" * 32])
@@ -102,6 +122,10 @@ BAD_KEYRINGS = {
     "an object": keys(a={"key": OLD_TEXT}),
     "no ASCII": keys(a="é" * 44),
     "half a character": keys(a="\ud800" * 44),
+    "retired is a text": json.dumps({"current": "a", "keys": {"a": OLD_TEXT}, "retired": "b"}),
+    "retired holds a number": json.dumps({"current": "a", "keys": {"a": OLD_TEXT}, "retired": [1]}),
+    "retired holds a bad id": json.dumps({"current": "a", "keys": {"a": OLD_TEXT}, "retired": ["a b"]}),
+    "retired and there": json.dumps({"current": "a", "keys": {"a": OLD_TEXT}, "retired": ["a"]}),
     "a bad id": json.dumps({"current": "a b", "keys": {"a b": OLD_TEXT}}),
 }
 
