@@ -24,6 +24,7 @@ from backupd.redact import printable, scrub
 
 PIPE_BYTES = 1 << 20  # the largest an unprivileged process may ask for (fs.pipe-max-size's default)
 STDERR_BYTES = 64 << 10  # of the end of a program's stderr: enough for its last 25 lines
+PAUSE_S = 0.002  # lets a pipe fill: at 400 MB/s it then holds 800 KiB
 GRACE_S = 5.0  # between a polite and a certain end
 
 
@@ -294,12 +295,17 @@ def _widen(fd: int) -> None:
 
 
 def _fill(fd: int, buffer: memoryview) -> int:
+    """Programs write a few KiB at a time, and a reader that is woken for each costs more than the reading: so when a wide pipe
+    held little, it is given a moment to fill. It never gets full in that time, so its writer never waits."""
+    patient = len(buffer) >= PIPE_BYTES and fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) >= PIPE_BYTES
     filled = 0
     while filled < len(buffer):
         count = os.readv(fd, [buffer[filled:]])
         if not count:
             break
         filled += count
+        if patient and count < PIPE_BYTES // 4:
+            time.sleep(PAUSE_S)
     return filled
 
 

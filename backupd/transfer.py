@@ -80,14 +80,17 @@ def _send(stream: Stream, store: Store, upload: Upload, expected: int, concurren
     parts: list[Part] = []
     sizes = part_sizes(store.limits, expected)
     free: deque[bytearray] = deque(bytearray() for _ in range(concurrency + 1))
-    flying: deque[tuple[Future[None], bytearray]] = deque()
-    with ThreadPoolExecutor(concurrency, thread_name_prefix="part") as pool:
+    flying: deque[_Flying] = deque()
+    # Hashing is left to threads of its own, for while the stream is not read its programs wait.
+    with (
+        ThreadPoolExecutor(concurrency, thread_name_prefix="part") as pool,
+        ThreadPoolExecutor(1, thread_name_prefix="whole") as in_order,
+    ):
         try:
             while True:
                 if not free:
-                    done, buffer = flying.popleft()
-                    done.result()
-                    free.append(buffer)
+                    parts.append(flying[0].landed())
+                    free.append(flying.popleft().buffer)
                 wanted = next(sizes, 0)
                 buffer = _of_size(free.popleft(), wanted or 1)
                 count = stream.read_into(memoryview(buffer))
@@ -98,26 +101,43 @@ def _send(stream: Stream, store: Store, upload: Upload, expected: int, concurren
                         "the stream needs more parts than the store allows", "is the database growing while it is dumped?"
                     )
                 data = memoryview(buffer)[:count]
-                whole.update(data)
-                digest = hashlib.sha256(data)
                 head = head or bytes(data[:HEAD])
                 size += count
-                parts.append(Part(count, digest.hexdigest()))
-                flying.append((pool.submit(_part, upload, len(parts), data, digest.digest(), progress), buffer))
+                number = len(parts) + len(flying) + 1
+                sending = pool.submit(_part, upload, number, data, progress)
+                flying.append(_Flying(sending, in_order.submit(whole.update, data), buffer))
                 if count < wanted:
                     break
-            for done, _ in flying:
-                done.result()
+            parts += [each.landed() for each in flying]
         except BaseException:
-            for done, _ in flying:
-                done.cancel()
+            for each in flying:
+                each.cancel()
             raise
     return Sent(upload, size, whole.hexdigest(), tuple(parts), head)
 
 
-def _part(upload: Upload, number: int, data: memoryview, sha256: bytes, progress: Progress) -> None:
-    upload.part(number, data, sha256)
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    """A part under way: its buffer is free again when it was sent, and hashed as a piece of the whole."""
+
+    sent: Future[Part]
+    hashed: Future[None]
+    buffer: bytearray
+
+    def landed(self) -> Part:
+        self.hashed.result()
+        return self.sent.result()
+
+    def cancel(self) -> None:
+        self.sent.cancel()
+        self.hashed.cancel()
+
+
+def _part(upload: Upload, number: int, data: memoryview, progress: Progress) -> Part:
+    digest = hashlib.sha256(data)
+    upload.part(number, data, digest.digest())
     progress(len(data))
+    return Part(len(data), digest.hexdigest())
 
 
 def _of_size(buffer: bytearray, size: int) -> bytearray:
