@@ -59,7 +59,7 @@ def restore(
             _database(manifest, store, key, target, server, restorer, progress)
             left = _NOT_COMPARED
             with session.connect(target.dsn, application_name="backupd restore", autocommit=True) as connection:
-                differences = expectations.compare(manifest.expect, expectations.found(connection, manifest.expect))
+                differences = expectations.compare(manifest.expect, expectations.loaded(connection, manifest.expect))
             run.note(differences=tuple(differences[:20]))
             if differences:
                 more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""

@@ -25,7 +25,7 @@ from backupd.postgres.clients import Clients
 from backupd.postgres.scratch import ScratchCluster
 from backupd.postgres.session import Dsn, Server
 from backupd.postgres.snapshot import Snapshot
-from tests.parts.postgres import Database
+from tests.parts.postgres import Database, PostgresServer
 from tests.postgres.conftest import Housed
 
 TIMEOUT_S = 200
@@ -58,12 +58,49 @@ def test_a_zoo_comes_back_whole(
             report = roles.apply(connection, roles_sql)
             run(archive.restore(programs[restored_by], target, single_transaction=True), archived, timeout_s=TIMEOUT_S)
             assert set(zoo.animals.roles) <= set(report.created)
+            assert expectations.compare(expected, expectations.loaded(connection, expected)) == []
             assert expectations.compare(expected, expectations.found(connection, expected)) == []
             connection.execute("DELETE FROM empty; INSERT INTO empty VALUES (1)")
             shown = expectations.found(connection, expected)
             assert expectations.compare(expected, shown) == ['table "public"."empty" has 1 rows, expected 0']
             with pytest.raises(Refused, match="the target is not empty"):
                 archive.require_empty(connection)
+
+
+def test_after_a_load_only_tables_are_counted_whose_statistics_say_something_else(
+    postgres17: PostgresServer, programs: dict[int, Clients], place: Path
+) -> None:
+    source = Dsn.parse(postgres17.dsn(postgres17.create_database()))
+    with session.connect(source, application_name="backupd test", autocommit=True) as connection:
+        connection.execute(
+            "CREATE TABLE plain AS SELECT generate_series(1, 1000) AS id; CREATE TABLE nothing (id int);"
+            "CREATE TABLE parted (id int) PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF parted FOR VALUES IN (1);"
+            "CREATE TABLE p2 PARTITION OF parted DEFAULT; INSERT INTO parted VALUES (1), (2), (3)"
+        )
+    with Snapshot(source, application_name="backupd test") as snapshot:
+        command = dump.dump(programs[17], source, snapshot.id, "gzip:1", 30, "backupd test dump")
+        archived = run(command, timeout_s=TIMEOUT_S).stdout
+        expected = expectations.collect(snapshot, Level.ROWS)
+    scans = "SELECT sum(pg_stat_get_numscans(oid))::int FROM pg_class WHERE relname IN ('plain', 'nothing', 'p1', 'p2')"
+    with ScratchCluster(programs[17], memory=place) as cluster:
+        target = cluster.create_database("restored")
+        with session.connect(target, application_name="backupd test", autocommit=True) as connection:
+            connection.execute("CREATE ROLE postgres")
+        run(archive.restore(programs[17], target, single_transaction=True), archived, timeout_s=TIMEOUT_S)
+        with session.connect(target, application_name="backupd test", autocommit=True) as connection:
+            scanned = connection.execute(scans).fetchall()  # pg_restore attaches partitions by looking at them
+            assert expectations.compare(expected, expectations.loaded(connection, expected)) == []
+            assert connection.execute(scans).fetchall() == scanned
+            connection.execute("DELETE FROM parted WHERE id = 1; TRUNCATE plain")
+        with session.connect(target, application_name="backupd test", autocommit=True) as connection:
+            differences = expectations.compare(expected, expectations.loaded(connection, expected))
+            assert differences == [
+                'table "public"."parted" has 2 rows, expected 3',
+                'table "public"."plain" has 0 rows, expected 1000',
+            ]
+            connection.execute("SELECT pg_stat_reset()")
+            # Without statistics all are counted.
+            assert expectations.compare(expected, expectations.loaded(connection, expected)) == differences
 
 
 def test_newer_programs_fill_an_older_server_and_their_one_complaint_is_forgiven(
