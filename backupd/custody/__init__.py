@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from backupd.custody.credential import Credential
 from backupd.custody.env import EnvironmentVariable
@@ -16,6 +16,10 @@ from backupd.custody.file import PrivateFile
 from backupd.custody.member import Member, MemberKeeper
 from backupd.errors import ConfigError
 from backupd.redact import Secret
+
+if TYPE_CHECKING:  # the clients of servers are imported by whoever refers to one
+    from backupd.custody.key_vault import KeyVaults
+    from backupd.custody.vault_session import VaultSession
 
 
 class Custodian(Protocol):
@@ -45,27 +49,86 @@ class Keeper(Protocol):
         """
 
 
+@runtime_checkable
+class Guarded(Protocol):
+    """A place behind a server that decides who may read: it can be asked what our identity may do."""
+
+    @property
+    def wrapped_by(self) -> str | None:
+        """The locator of the key that the secret is wrapped by there, if it is."""
+
+    def readable(self) -> tuple[str, ...]:
+        """The rights that give our identity the secret, in words; empty when it cannot have it. Raises SecretUnavailable.
+
+        Where the server tells nobody's rights, the secret is asked for and forgotten.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class SecretRef:
     """A reference to a secret: `kind` is one of `KINDS`, `name` a path, a variable's or a credential's name.
 
-    With `field`, the place holds a JSON object and the secret is the member of that name.
+    With `field`, the place holds a JSON object and the secret is the member of that name. `version` and `unwrap` are for places
+    that have them: which version of the secret, and which key of the same kind of place it is wrapped by.
     """
 
     kind: str
     name: str
     field: str | None = None
+    version: str | None = None
+    unwrap: str | None = None
 
 
-_PLACES: Mapping[str, Callable[[str, Mapping[str, str]], Custodian]] = {
-    "file": lambda name, _: PrivateFile(name),
-    "env": EnvironmentVariable,
-    "credential": Credential,
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """One identity's sessions with the servers that references may name; None where none is configured."""
+
+    vault: VaultSession | None = None
+    key_vaults: KeyVaults | None = None
+
+
+def _vault(ref: SecretRef, _: Mapping[str, str], servers: Servers) -> Custodian:
+    from backupd.custody import vault
+
+    if servers.vault is None:
+        raise ConfigError(f"which server keeps {ref.name} is not said", "add a table [vault] with its address")
+    if ref.version is not None and not (ref.version.isascii() and ref.version.isdecimal() and int(ref.version)):
+        raise ConfigError(f"not the version of a secret in Vault: {ref.version!r}", "a version is 1, 2, 3, …")
+    return vault.VaultSecret(
+        servers.vault,
+        vault.Place.parse(ref.name),
+        vault.VALUE if ref.field is None else ref.field,
+        int(ref.version) if ref.version else None,
+        vault.Place.parse(ref.unwrap, mount_is_first=False) if ref.unwrap else None,
+    )
+
+
+def _azure(ref: SecretRef, _: Mapping[str, str], servers: Servers) -> Custodian:
+    from backupd.custody import key_vault
+
+    vaults = servers.key_vaults or key_vault.KeyVaults()
+    secret = key_vault.KeyVaultSecret.parse(vaults, ref.name, ref.version)
+    if ref.unwrap is None:
+        return _member(secret, ref)
+    return key_vault.Unwrapped(_member(secret, ref), secret, key_vault.KeyId.parse(ref.unwrap))
+
+
+def _member(place: Custodian, ref: SecretRef) -> Custodian:
+    return place if ref.field is None else Member(place, ref.field)
+
+
+_PLACES: Mapping[str, Callable[[SecretRef, Mapping[str, str], Servers], Custodian]] = {
+    "file": lambda ref, _, __: _member(PrivateFile(ref.name), ref),
+    "env": lambda ref, environ, _: _member(EnvironmentVariable(ref.name, environ), ref),
+    "credential": lambda ref, environ, _: _member(Credential(ref.name, environ), ref),
+    "vault": _vault,
+    "azure": _azure,
 }
 KINDS = tuple(_PLACES)
+SERVED = ("vault", "azure")  # the kinds that know versions and wrapped values
 
 
-def open_custodian(ref: SecretRef, environ: Mapping[str, str]) -> Custodian:
+def open_custodian(ref: SecretRef, environ: Mapping[str, str], servers: Servers = Servers()) -> Custodian:
     """The custodian that `ref` names; nothing is fetched yet. `environ` is the environment of this process, or a test's.
 
     Raises ConfigError for an unknown kind, or a name that such a place cannot have.
@@ -73,8 +136,15 @@ def open_custodian(ref: SecretRef, environ: Mapping[str, str]) -> Custodian:
     place = _PLACES.get(ref.kind)
     if place is None:
         raise ConfigError(f"there is no custodian of the kind {ref.kind!r}", f"use one of {', '.join(KINDS)}")
-    custodian = place(ref.name, environ)
-    return custodian if ref.field is None else Member(custodian, ref.field)
+    if (ref.version or ref.unwrap) and ref.kind not in SERVED:
+        raise ConfigError(f"a {ref.kind} has no version and nothing to unwrap", "remove `version` and `unwrap`")
+    return place(ref, environ, servers)
+
+
+def guard_of(custodian: Custodian) -> Guarded | None:
+    """The server's answer on who may have this secret; None for a place that no server guards."""
+    place = custodian.place if isinstance(custodian, Member) else custodian
+    return place if isinstance(place, Guarded) else None
 
 
 def keeper(custodian: Custodian) -> Keeper:

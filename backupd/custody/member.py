@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,19 +42,7 @@ class Member:
 
     def fetch(self) -> Secret:
         """The member's value. Raises SecretUnavailable: no JSON object, no such member, empty, or neither text nor object."""
-        return self.among(_object(self.place, self.place.fetch()))
-
-    def among(self, members: dict[str, Any]) -> Secret:
-        """The member's value in an object that was fetched already. Raises as `fetch` does."""
-        if self.name not in members:
-            raise SecretUnavailable(f"{self.place.locator} has no member {self.name!r}", "correct `field`, or add the member")
-        found = members[self.name]
-        value = json.dumps(found) if isinstance(found, dict) else found
-        if not isinstance(value, str):
-            raise SecretUnavailable(f"{self.locator} is neither a text nor an object", "put the value in quotes")
-        if not value.strip():
-            raise SecretUnavailable(f"{self.locator} is empty", "write the secret into it")
-        return Secret(value.encode("utf-8", "surrogatepass"), self.locator)
+        return member_of(_object(self.place, self.place.fetch()), self.name, self.place.locator, self.locator)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +59,37 @@ class MemberKeeper:
         """
         whole = self.place.fetch()
         members = _object(self.place, whole)
-        if self.member.among(members) != seen:
-            raise SecretChanged(f"{self.member.locator} was changed by somebody else", "look at it, and try again")
-        members[self.member.name] = _as_before(self.member, members[self.member.name], new)
+        name, locator = self.member.name, self.member.locator
+        if member_of(members, name, self.place.locator, locator) != seen:
+            raise SecretChanged(f"{locator} was changed by somebody else", "look at it, and try again")
+        members[name] = spelt_as_before(members[name], new, locator)
         self.place.replace(Secret(json.dumps(members, indent=1) + "\n", self.place.locator), whole)
 
 
-def _as_before(member: Member, before: object, new: Secret) -> object:
+def member_of(members: Mapping[str, Any], name: str, place: str, locator: str) -> Secret:
+    """The value of the member `name`. `place` and `locator` are what the object and the member are called in messages.
+
+    Raises SecretUnavailable: no such member, empty, or neither text nor object.
+    """
+    if name not in members:
+        raise SecretUnavailable(f"{place} has no member {name!r}", "correct `field`, or add the member")
+    found = members[name]
+    value = json.dumps(found) if isinstance(found, dict) else found
+    if not isinstance(value, str):
+        raise SecretUnavailable(f"{locator} is neither a text nor an object", "put the value in quotes")
+    if not value.strip():
+        raise SecretUnavailable(f"{locator} is empty", "write the secret into it")
+    return Secret(value.encode("utf-8", "surrogatepass"), locator)
+
+
+def spelt_as_before(before: object, new: Secret, locator: str) -> object:
+    """`new` as a text or as an object, whichever the value `before` is. Raises CustodyError when it cannot be that."""
     value: object = None
     # As below: what json and the codec raise hold the text.
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(new.reveal(), object_pairs_hook=_once) if isinstance(before, dict) else new.reveal().decode()
     if not isinstance(value, type(before)):
-        raise CustodyError(f"the new value for {member.locator} is not what the old one was: a text, or an object", "keep it")
+        raise CustodyError(f"the new value for {locator} is not what the old one was: a text, or an object", "keep it")
     return value
 
 

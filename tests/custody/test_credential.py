@@ -7,7 +7,7 @@ import pytest
 from backupd.custody import SecretRef, open_custodian
 from backupd.custody.credential import Credential
 from backupd.errors import ConfigError, SecretUnavailable
-from tests.custody.contract import CustodianContract, Place
+from tests.custody.contract import Place, TextPlaceContract
 from tests.custody.test_file import keep
 
 
@@ -22,7 +22,7 @@ def place(tmp_path: Path) -> Place:
     )
 
 
-class TestCredential(CustodianContract):
+class TestCredential(TextPlaceContract):
     """A credential keeps the contract."""
 
 

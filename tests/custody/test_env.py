@@ -5,7 +5,7 @@ import pytest
 from backupd.custody import SecretRef, open_custodian
 from backupd.custody.env import EnvironmentVariable
 from backupd.errors import ConfigError, SecretUnavailable
-from tests.custody.contract import CustodianContract, Place
+from tests.custody.contract import Place, TextPlaceContract
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def place() -> Place:
     )
 
 
-class TestEnvironmentVariable(CustodianContract):
+class TestEnvironmentVariable(TextPlaceContract):
     """A variable keeps the contract."""
 
 

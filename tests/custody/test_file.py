@@ -12,7 +12,7 @@ from backupd.custody import SecretRef, open_custodian
 from backupd.custody.file import LARGEST, PrivateFile
 from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
-from tests.custody.contract import CustodianContract, KeeperContract, Place
+from tests.custody.contract import KeeperContract, Place, TextPlaceContract
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def place(path: Path) -> Place:
     )
 
 
-class TestPrivateFile(CustodianContract):
+class TestPrivateFile(TextPlaceContract):
     """A file keeps the contract."""
 
 

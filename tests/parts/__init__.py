@@ -9,6 +9,8 @@ PLUGINS = (
     "tests.parts.postgres",
     "tests.parts.s3",
     "tests.parts.azure",
+    "tests.parts.openbao",
+    "tests.parts.key_vault",
     "tests.parts.proxy",
     "tests.parts.containers",
     "tests.leak_watch",

@@ -1,0 +1,86 @@
+"""The rule that parts the keys of backups from the keys of columns, on what is known of each: never reads a key, never asks.
+
+Whoever finds one of them must not have the other with it. Two keys are one when they are the same bytes in any spelling, or the
+same OpenPGP key; and they fall together when they lie in one place, or are wrapped by one key.
+"""
+
+from __future__ import annotations
+
+import binascii
+import hmac
+import os
+from base64 import b64decode
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from backupd.redact import Secret
+
+SHORTEST = 8  # bytes of a piece that is compared; shorter ones are equal by chance
+_SALT = os.urandom(32)  # a digest is worth nothing outside of this process
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One key, as far as it is known: `digests` are empty when it was not read, `fingerprints` when it is no OpenPGP key."""
+
+    name: str
+    locator: str
+    wrapped_by: str | None = None
+    digests: frozenset[bytes] = frozenset()
+    fingerprints: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What a key of the backups and a column key have in common, and what to do about it."""
+
+    text: str
+    hint: str
+
+
+def shared(backup: Iterable[Kept], columns: Iterable[Kept]) -> Iterator[Sharing]:
+    """Everything that a key of one side shares with a key of the other."""
+    columns = tuple(columns)
+    for ours in backup:
+        for theirs in columns:
+            yield from _shared(ours, theirs)
+
+
+def _shared(ours: Kept, theirs: Kept) -> Iterator[Sharing]:
+    both = f"{theirs.name} and {ours.name}"
+    if place_of(ours.locator) == place_of(theirs.locator):
+        yield Sharing(f"{both} are in one place, {place_of(ours.locator)}", "keep them with different custodians")
+    if ours.wrapped_by and theirs.wrapped_by and place_of(ours.wrapped_by) == place_of(theirs.wrapped_by):
+        yield Sharing(f"{both} are wrapped by one key, {place_of(ours.wrapped_by)}", "wrap each with a key of its own")
+    if ours.fingerprints & theirs.fingerprints:
+        (found, *_) = sorted(ours.fingerprints & theirs.fingerprints)
+        yield Sharing(f"{both} are one OpenPGP key, {found}", "make a key of its own for the column, and encrypt it anew")
+    if any(hmac.compare_digest(one, other) for one in ours.digests for other in theirs.digests):
+        yield Sharing(f"{both} share bytes", "make a key of its own for the column: `backupd columns rotate`")
+
+
+def place_of(locator: str) -> str:
+    """Where a secret lies: its locator without the member of a JSON object, and without the version, that it names there."""
+    kind, _, place = locator.partition("#")[0].partition(":")
+    if kind == "vault":
+        place = place.partition("?version=")[0]
+    if kind == "azure":
+        parts = urlsplit(place)
+        place = f"{parts.scheme}://{parts.netloc}/{'/'.join(parts.path.strip('/').split('/')[:2])}"
+    return f"{kind}:{place}"
+
+
+def digests(pieces: Iterable[Secret]) -> frozenset[bytes]:
+    """Digests of keys, such that two spellings of the same bytes have one in common: raw, hexadecimal, base64."""
+    spelt = (each for piece in pieces for each in _spelt(piece.reveal().strip()))
+    return frozenset(hmac.digest(_SALT, each, "sha256") for each in spelt if len(each) >= SHORTEST)
+
+
+def _spelt(raw: bytes) -> Iterator[bytes]:
+    yield raw
+    with suppress(binascii.Error, ValueError):
+        yield bytes.fromhex(raw.decode("ascii"))
+    with suppress(binascii.Error, ValueError):
+        yield b64decode(raw.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(raw) % 4), validate=True)
