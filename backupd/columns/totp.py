@@ -1,17 +1,26 @@
-"""One-time passwords: HOTP (RFC 4226) and TOTP (RFC 6238), and seeds as apps write them. No clock: `at` is given."""
+"""One-time passwords: HOTP (RFC 4226) and TOTP (RFC 6238), and seeds as apps write them. No clock: `at` is given.
+
+Nor a memory: a code is good once (RFC 6238, 5.2), and the application keeps the step that `accepted_step` tells. Two requests
+with the same code race for it, so it has to be one statement that sets the step and looks whether it was lower:
+
+    UPDATE users SET last_totp_step = :step WHERE id = :id AND coalesce(last_totp_step, -1) < :step
+"""
 
 from __future__ import annotations
 
 import hmac
+import os
 import re
-from base64 import b32decode
+from base64 import b32decode, b32encode
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from urllib.parse import quote
 
 from backupd.columns import SeedInvalid
 from backupd.redact import Secret
 
+LENGTH = 20  # bytes of a new seed: the length of SHA-1's output, as RFC 4226, section 4, recommends
 SHORTEST = 10  # bytes; what the first authenticator apps used. RFC 4226, section 4, asks for 16
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -46,6 +55,32 @@ class Seed:
 
     key: Secret
     warnings: tuple[str, ...] = ()
+
+
+def new_seed() -> Secret:
+    """A fresh seed, as the 32 characters of base32 that the column keeps and an authenticator takes."""
+    return Secret(b32encode(os.urandom(LENGTH)), "TOTP seed")
+
+
+def provisioning_uri(seed: Secret, account: str, issuer: str, parameters: Parameters = STANDARD) -> Secret:
+    """The `otpauth://` address that an authenticator reads from a QR code. It holds the seed: show it once, and store it never.
+
+    Raises SeedInvalid, and ValueError for an empty name or one with a colon, which parts issuer and account.
+    """
+    decode_seed(seed)
+    for name in (account, issuer):
+        if not name.strip() or ":" in name:
+            raise ValueError("an account and an issuer have a name each, without a colon")
+    letters = re.sub(r"[^A-Za-z2-7]", "", seed.text()).upper()
+    query = [("secret", letters), ("issuer", issuer)]
+    if parameters.algorithm is not Algorithm.SHA1:
+        query.append(("algorithm", parameters.algorithm.upper()))
+    if parameters.digits != STANDARD.digits:
+        query.append(("digits", str(parameters.digits)))
+    if parameters.period_s != STANDARD.period_s:
+        query.append(("period", str(parameters.period_s)))
+    arguments = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
+    return Secret(f"otpauth://totp/{quote(issuer, safe='')}:{quote(account, safe='')}?{arguments}", "provisioning URI")
 
 
 def decode_seed(text: Secret) -> Seed:
@@ -94,23 +129,37 @@ def code(key: Secret, at: datetime, parameters: Parameters = STANDARD) -> str:
 
 def verify(key: Secret, given: str, at: datetime, parameters: Parameters = STANDARD, *, window: int = 1) -> bool:
     """Whether `given` is the code of `at`, or of up to `window` periods before or after. Looks at all, in constant time."""
-    good = False
-    for expected in _window(key, at, parameters, window):
-        good |= hmac.compare_digest(expected.encode(), given.encode("utf-8", "replace"))
-    return good
+    return accepted_step(key, given, at, parameters, window=window) is not None
+
+
+def accepted_step(
+    key: Secret, given: str, at: datetime, parameters: Parameters = STANDARD, *, window: int = 1, after: int | None = None
+) -> int | None:
+    """The time step whose code `given` is, if it is later than `after`, the last one that was accepted; else None.
+
+    Clocks may differ by `window` periods. Looks at all of them, in constant time. Where a code is that of two steps, the later
+    one is told, so that it is spent for both.
+    """
+    typed = given.encode("utf-8", "replace")
+    accepted = None
+    for step in _window(at, parameters, window):
+        good = hmac.compare_digest(hotp(key, step, parameters).encode(), typed)
+        if good and (after is None or step > after):
+            accepted = step
+    return accepted
 
 
 def wrong_code(key: Secret, at: datetime, parameters: Parameters = STANDARD, *, window: int = 1) -> str:
     """A code of the right form that `verify` must refuse: the next number after the right one that is right in no period."""
-    right = _window(key, at, parameters, window)
+    right = [hotp(key, step, parameters) for step in _window(at, parameters, window)]
     number = int(code(key, at, parameters))
     candidates = (str((number + more) % 10**parameters.digits).zfill(parameters.digits) for more in range(1, len(right) + 1))
     return next(each for each in candidates if each not in right)
 
 
-def _window(key: Secret, at: datetime, parameters: Parameters, window: int) -> list[str]:
+def _window(at: datetime, parameters: Parameters, window: int) -> range:
     middle = _step(at, parameters)
-    return [hotp(key, step, parameters) for step in range(max(0, middle - window), middle + window + 1)]
+    return range(max(0, middle - window), middle + window + 1)
 
 
 def _step(at: datetime, parameters: Parameters) -> int:
