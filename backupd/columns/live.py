@@ -1,0 +1,116 @@
+"""A keyring in a running application: fetched from where it is kept, and fetched again when there is a new one.
+
+A rotation then needs no restart. A value under a key that is not there has the keyring fetched at once; besides, it is fetched
+when it is older than `max_age_s`, so that an application which only writes leaves the old key too. Wait that long between the
+end of a rotation and the retirement of its old key.
+
+Custodian and network may fail: what is there goes on serving, and a warning is logged. Any number of threads may use one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from backupd.columns import Cell, UnknownKey, aes_gcm
+from backupd.columns.aes_gcm import AesGcm
+from backupd.columns.keyring import Keyring
+from backupd.errors import BackupdError
+from backupd.redact import Secret
+
+MAX_AGE_S = 300.0
+PAUSE_S = 5.0
+_log = logging.getLogger(__name__)
+
+
+class LiveKeyring:
+    """The cipher `aes-256-gcm` with whatever keys its custodian gives now."""
+
+    def __init__(
+        self,
+        fetch: Callable[[], Secret],
+        *,
+        max_age_s: float = MAX_AGE_S,
+        pause_s: float = PAUSE_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`fetch` gives the keyring's JSON: a custodian's `fetch`, or any function of yours. Nothing is fetched yet.
+
+        After a fetch that failed, or did not bring the key that a value named, none follows for `pause_s`: values under keys
+        that do not exist must not turn into requests.
+        """
+        self._fetch = fetch
+        self._max_age_s = max_age_s
+        self._pause_s = pause_s
+        self._clock = clock
+        self._fetching = threading.Lock()
+        self._not_before = clock()
+        # One attribute, so that a thread sees a keyring together with its time or not at all.
+        self._held: tuple[AesGcm, float] | None = None
+
+    def load(self) -> Keyring:
+        """The keyring, fetched if it was not yet. Call it at start, so that an application without keys does not start.
+
+        Raises what `fetch` raises, and KeysUnusable. Every other method does too while nothing was fetched.
+        """
+        return self._cipher().keyring
+
+    def encrypt(self, cell: Cell, plaintext: Secret) -> bytes:
+        """The envelope of `plaintext` for this cell, under the current key."""
+        return self._cipher().encrypt(cell, plaintext)
+
+    def decrypt(self, cell: Cell, data: bytes) -> Secret:
+        """What was encrypted into this cell. Raises Malformed, UnknownKey (also RetiredKey) or NotAuthentic."""
+        cipher = self._cipher()
+        try:
+            return cipher.decrypt(cell, data)
+        except UnknownKey as error:
+            newest = self._with_key(error.key_id)
+            if newest is cipher:
+                raise
+        return newest.decrypt(cell, data)
+
+    def key_id(self, data: bytes) -> str:
+        """The id of the key that this value names; needs no key. Raises Malformed."""
+        return aes_gcm.key_id(data)
+
+    def _cipher(self) -> AesGcm:
+        held = self._held
+        if held is None:
+            with self._fetching:
+                return (self._held or self._fetched())[0]
+        now = self._clock()
+        # One thread fetches; the others do not wait, for what they have has not become wrong by its age.
+        if now - held[1] >= self._max_age_s and now >= self._not_before and self._fetching.acquire(blocking=False):
+            try:
+                return self._fetched_or(held[0])
+            finally:
+                self._fetching.release()
+        return held[0]
+
+    def _with_key(self, key_id: str) -> AesGcm:
+        """The newest cipher: one with this key, if another thread or the custodian has it."""
+        with self._fetching:
+            newest = (self._held or self._fetched())[0]
+            if key_id in newest.keyring.keys or self._clock() < self._not_before:
+                return newest
+            newest = self._fetched_or(newest)
+            if key_id not in newest.keyring.keys:
+                self._not_before = self._clock() + self._pause_s
+            return newest
+
+    def _fetched_or(self, before: AesGcm) -> AesGcm:
+        try:
+            return self._fetched()[0]
+        except Exception as error:
+            self._not_before = self._clock() + self._pause_s
+            # Another's message may hold anything.
+            reason = error.message if isinstance(error, BackupdError) else type(error).__name__
+            _log.warning("the column keyring could not be fetched anew, the one that is there serves on: %s", reason)
+            return before
+
+    def _fetched(self) -> tuple[AesGcm, float]:
+        self._held = (AesGcm(Keyring.parse(self._fetch())), self._clock())
+        return self._held
