@@ -1,0 +1,267 @@
+"""An encrypted attribute of a SQLAlchemy 2 model, over a BYTEA column.
+
+    keys = LiveKeyring(open_custodian(SecretRef("file", "/etc/clinic/keyring.json"), os.environ).fetch)
+
+    class User(Base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        totp_secret_sealed: Mapped[bytes | None]
+        totp_secret = sealed("totp_secret_sealed", keys)
+
+    user.totp_secret = totp.new_seed()      # a Secret goes in, and comes out
+
+What is assigned is encrypted when the session flushes: the row's id is authenticated with it, and is not known before. Where
+the database makes the id, a row is inserted without the value, which follows by an UPDATE in the same flush. Plaintext is in no
+statement, no parameter and no error. Knows no table beside its own, and opens no connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol
+from uuid import UUID
+
+from sqlalchemy import Column, ColumnElement, Connection, and_, event, inspect, or_, update
+from sqlalchemy.ext.hybrid import Comparator, hybrid_property
+from sqlalchemy.orm import Mapper
+from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.sql import operators
+
+from backupd.columns import Cell, ColumnError
+from backupd.columns.forms import Form, form_of
+from backupd.redact import REDACTED, Secret
+
+ReadFormer = Callable[[Cell, bytes], Secret]
+"""Opens a value of the former column that is not in clear; `decrypt` of a cipher is one."""
+
+
+class Sealer(Protocol):
+    """What encrypts and decrypts cells: a `LiveKeyring`, or an `AesGcm` with keys that do not change."""
+
+    def encrypt(self, cell: Cell, plaintext: Secret) -> bytes: ...
+
+    def decrypt(self, cell: Cell, data: bytes) -> Secret: ...
+
+
+class NotComparable(ColumnError):
+    """The database was asked to compare, sort, select or set what it cannot read."""
+
+    def __init__(self, attribute: str) -> None:
+        super().__init__(
+            f"{attribute} is encrypted, differently in each row and each time: the database can only tell whether it is NULL",
+            "find the row by another column, and read or assign the attribute of the object",
+        )
+
+
+class NoRowId(ColumnError):
+    """A value is bound to its row's id, and there is none, or not the one it was written under."""
+
+
+def sealed(
+    attribute: str,
+    keys: Sealer,
+    *,
+    table: str | None = None,
+    former: str | None = None,
+    read_former: ReadFormer | None = None,
+) -> hybrid_property[Secret | None]:
+    """A hybrid property over the model's `attribute`, a LargeBinary column. Its value is a `Secret`, or None for NULL.
+
+    A value is bound to the column's name and to the table's as SQLAlchemy has it, with the schema if one is set; give `table`
+    where backupd's configuration writes that otherwise. The primary key is one column: a number, a text or a UUID.
+
+    `former` is the attribute of the column that is moved here, while rows may be in either. It is read where the sealed one is
+    NULL: as it stands if it is in clear, else by `read_former`. Each assignment writes the sealed one and empties it.
+    """
+    return _Sealed(attribute, keys, table, former, read_former)
+
+
+class _Unsealed:
+    """A value that waits for its row's id, in the place of the bytes. A driver that meets one fails, and shows nothing."""
+
+    __slots__ = ("secret",)
+
+    def __init__(self, secret: Secret) -> None:
+        self.secret = secret
+
+    def __repr__(self) -> str:
+        return f"<unsealed {REDACTED}>"
+
+
+class _Sealed(hybrid_property[Secret | None]):
+    """Inherits because SQLAlchemy looks for hybrid properties by their class, and Python tells the owner to `__set_name__`."""
+
+    def __init__(
+        self, attribute: str, keys: Sealer, table: str | None, former: str | None, read_former: ReadFormer | None
+    ) -> None:
+        self._attribute = attribute
+        # By the attribute's name: where a subclass defines the property anew, the listeners of both are called.
+        self._waiting = ("backupd", attribute)
+        self._keys = keys
+        self._table = table
+        self._former = former
+        self._read_former = read_former
+        # Annotated as a comparator, and called with the class to get one: so its own decorator `comparator` uses it.
+        super().__init__(fget=self._get, fset=self._set, custom_comparator=self._compare)  # type: ignore[arg-type]
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self.__name__ = name  # by which hybrid_property finds itself in the class
+        # The class is not mapped yet, or is a mixin of those that will be: SQLAlchemy keeps the listeners for them.
+        for happening, listener in (
+            ("before_insert", self._before_insert),
+            ("after_insert", self._after_insert),
+            ("before_update", self._before_update),
+        ):
+            event.listen(owner, happening, listener, propagate=True)
+        event.listen(owner, "expire", self._forget, propagate=True)
+
+    # ------------------------------------------------------------------------------------------------------ in Python
+
+    def _get(self, instance: Any) -> Secret | None:
+        value = getattr(instance, self._attribute)
+        if isinstance(value, _Unsealed):
+            return value.secret
+        if value is not None:
+            return self._open(instance, value)
+        waiting: Secret | None = inspect(instance).info.get(self._waiting)
+        return waiting if waiting is not None or self._former is None else self._get_former(instance, self._former)
+
+    def _set(self, instance: Any, value: Secret | None) -> None:
+        if value is not None and not isinstance(value, Secret):
+            raise TypeError(f"{type(instance).__name__}.{self.__name__} takes a Secret or None: wrap the text in Secret(…)")
+        inspect(instance).info.pop(self._waiting, None)
+        setattr(instance, self._attribute, None if value is None else _Unsealed(value))
+        if self._former is not None:
+            setattr(instance, self._former, None)
+
+    def _get_former(self, instance: Any, former: str) -> Secret | None:
+        value = getattr(instance, former)
+        if value is None or (form := form_of(value).form) is Form.EMPTY:
+            return None
+        cell = self._cell(instance, _stored_id(instance), former)
+        data = value.encode() if isinstance(value, str) else bytes(value)
+        if form is Form.PLAINTEXT:
+            return Secret(data, f"{cell.table}.{cell.column}")
+        if self._read_former is None:
+            raise ColumnError(
+                f"a value in {cell.table}.{cell.column} is not in clear but {form}", "give `read_former` to sealed(…)"
+            )
+        return self._read_former(cell, data)
+
+    # --------------------------------------------------------------------------------------------------------- in SQL
+
+    def _compare(self, owner: type[Any]) -> Comparator[Secret | None]:
+        columns = [getattr(owner, name) for name in (self._attribute, self._former) if name is not None]
+        return _NullOnly(f"{owner.__name__}.{self.__name__}", columns)
+
+    # -------------------------------------------------------------------------------------------------------- flushed
+
+    def _before_insert(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
+        value = inspect(instance).dict.get(self._attribute)
+        # After a rollback an object can be inserted again, with another id.
+        secret = value.secret if isinstance(value, _Unsealed) else inspect(instance).info.get(self._waiting)
+        row_id = mapper.primary_key_from_instance(instance)[0]
+        if secret is None:
+            if value is not None:
+                self._check_belongs(instance, row_id, value)
+            return
+        inspect(instance).info[self._waiting] = secret
+        if row_id is not None:
+            setattr(instance, self._attribute, self._seal(instance, row_id, secret))
+            return
+        column = self._column(mapper)
+        if not column.nullable:
+            raise NoRowId(
+                f"{column} is NOT NULL, and the new row has no id that its value could be bound to",
+                "give the object its id before the flush (a UUID, a sequence's next value), or let the column be NULL",
+            )
+        setattr(instance, self._attribute, None)
+
+    def _after_insert(self, mapper: Mapper[Any], connection: Connection, instance: Any) -> None:
+        secret = inspect(instance).info.get(self._waiting)
+        if secret is None or inspect(instance).dict.get(self._attribute) is not None:
+            return
+        row_id = mapper.primary_key_from_instance(instance)[0]
+        envelope = self._seal(instance, row_id, secret)
+        column = self._column(mapper)
+        [key] = column.table.primary_key.columns
+        connection.execute(update(column.table).where(key == row_id).values({column: envelope}))
+        set_committed_value(instance, self._attribute, envelope)
+
+    def _before_update(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
+        value = inspect(instance).dict.get(self._attribute)
+        row_id = mapper.primary_key_from_instance(instance)[0]
+        if isinstance(value, _Unsealed):
+            setattr(instance, self._attribute, self._seal(instance, row_id, value.secret))
+        elif row_id != _stored_id(instance) and (value := getattr(instance, self._attribute)) is not None:
+            # In the row of another id its bytes would open for nobody.
+            setattr(instance, self._attribute, self._seal(instance, row_id, self._open(instance, value)))
+
+    def _forget(self, instance: Any, attributes: Any) -> None:
+        inspect(instance).info.pop(self._waiting, None)
+
+    # ---------------------------------------------------------------------------------------------------------- cells
+
+    def _seal(self, instance: Any, row_id: object, secret: Secret) -> bytes:
+        return self._keys.encrypt(self._cell(instance, row_id, self._attribute), secret)
+
+    def _open(self, instance: Any, value: bytes) -> Secret:
+        return self._keys.decrypt(self._cell(instance, _stored_id(instance), self._attribute), bytes(value))
+
+    def _check_belongs(self, instance: Any, row_id: object, value: bytes) -> None:
+        if row_id is not None:
+            self._keys.decrypt(self._cell(instance, row_id, self._attribute), bytes(value))
+            return
+        raise NoRowId(
+            f"a new row would take another row's value of {type(instance).__name__}.{self.__name__}",
+            "assign a Secret to the attribute, not bytes to its column",
+        )
+
+    def _cell(self, instance: Any, row_id: object, attribute: str) -> Cell:
+        mapper: Mapper[Any] = inspect(instance).mapper
+        column: Column[Any] = mapper.attrs[attribute].columns[0]
+        return Cell(self._table or str(column.table), column.name, _spelt(row_id, column))
+
+    def _column(self, mapper: Mapper[Any]) -> Column[Any]:
+        column: Column[Any] = mapper.attrs[self._attribute].columns[0]
+        return column
+
+
+class _NullOnly(Comparator[Any]):
+    """What a query may know of an encrypted attribute: whether it is NULL."""
+
+    def __init__(self, name: str, columns: list[Any]) -> None:
+        super().__init__(columns[0])
+        self._name = name
+        self._columns = columns
+
+    def operate(self, op: Any, *other: Any, **_: Any) -> ColumnElement[Any]:
+        if len(other) == 1 and other[0] is None and op in (operators.is_, operators.eq):
+            return and_(*(column.is_(None) for column in self._columns))
+        if len(other) == 1 and other[0] is None and op in (operators.is_not, operators.ne):
+            return or_(*(column.is_not(None) for column in self._columns))
+        raise NotComparable(self._name)
+
+    def reverse_operate(self, op: Any, other: Any, **_: Any) -> NoReturn:
+        raise NotComparable(self._name)
+
+    def __clause_element__(self) -> NoReturn:
+        raise NotComparable(self._name)
+
+
+def _stored_id(instance: Any) -> object:
+    """The id of the row that the object was loaded from; of a new object, the one that was given to it."""
+    state = inspect(instance)
+    key = state.identity if state.has_identity else state.mapper.primary_key_from_instance(instance)
+    return key[0]
+
+
+def _spelt(row_id: object, column: Column[Any]) -> str:
+    """As `id::text` in PostgreSQL is, by which a restore test knows the row."""
+    if len(column.table.primary_key.columns) != 1:
+        raise NoRowId(f"the primary key of {column.table} is not one column", "an encrypted value is bound to the id of a row")
+    if isinstance(row_id, bool) or not isinstance(row_id, int | str | UUID):
+        raise NoRowId(
+            f"the row of {column} has no id yet, or one that is no number, text or UUID", "flush the session before you read it"
+        )
+    return str(row_id)

@@ -1,0 +1,662 @@
+"""Encrypted attributes of SQLAlchemy models, on PostgreSQL: bound to their rows, and in clear nowhere outside of Python."""
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from cryptography.fernet import Fernet
+from sqlalchemy import (
+    BigInteger,
+    Engine,
+    ForeignKey,
+    Identity,
+    LargeBinary,
+    String,
+    create_engine,
+    event,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column
+
+from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredKey, UnknownKey
+from backupd.columns.aes_gcm import AesGcm, key_id
+from backupd.columns.fernet import FernetCipher
+from backupd.columns.keyring import FernetKeys, Keyring
+from backupd.columns.sqlalchemy import NoRowId, NotComparable, sealed
+from backupd.redact import Secret
+from tests.leak_watch import Planted
+from tests.parts.postgres import Database
+
+KEYS = AesGcm(Keyring.generate("2026-1"))
+FERNET_KEY = Fernet.generate_key()
+FERNET = FernetCipher(FernetKeys.parse(Secret(FERNET_KEY)))
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Numbered(Base):
+    """The database makes the id, and takes none from others."""
+
+    __tablename__ = "numbered"
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    email: Mapped[str] = mapped_column(unique=True)
+    totp_secret_sealed: Mapped[bytes | None] = mapped_column(LargeBinary)
+    totp_secret = sealed("totp_secret_sealed", KEYS)
+
+
+class Known(Base):
+    """The application makes the id."""
+
+    __tablename__ = "known"
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    totp_secret_sealed: Mapped[bytes | None]
+    totp_secret = sealed("totp_secret_sealed", KEYS)
+
+
+class Required(Base):
+    """Named by a text, with a column that is never NULL, in the database under another name, in a table called otherwise."""
+
+    __tablename__ = "required"
+    name: Mapped[str] = mapped_column(primary_key=True)
+    sealed_bytes: Mapped[bytes] = mapped_column("secret")
+    secret = sealed("sealed_bytes", KEYS, table="clinic.required")
+
+
+class Moving(Base):
+    """Half way from plaintext or Fernet."""
+
+    __tablename__ = "moving"
+    id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+    totp_plain: Mapped[str | None] = mapped_column("totp_secret", String(140))
+    totp_secret_sealed: Mapped[bytes | None]
+    totp_secret = sealed("totp_secret_sealed", KEYS, former="totp_plain", read_former=FERNET.decrypt)
+
+
+class TwoFactors:
+    """A mixin, with two sealed attributes at once."""
+
+    first_sealed: Mapped[bytes | None]
+    second_sealed: Mapped[bytes | None]
+    first = sealed("first_sealed", KEYS)
+    second = sealed("second_sealed", KEYS)
+
+
+class Person(TwoFactors, Base):
+    __tablename__ = "person"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "person"}  # noqa: RUF012  as SQLAlchemy has it
+
+
+class Doctor(Person):
+    __tablename__ = "doctor"
+    id: Mapped[int] = mapped_column(ForeignKey("person.id"), primary_key=True)
+    pin_sealed: Mapped[bytes | None]
+    pin = sealed("pin_sealed", KEYS)
+    __mapper_args__ = {"polymorphic_identity": "doctor"}  # noqa: RUF012  as SQLAlchemy has it
+
+
+class Seen:
+    """All that went to the database: statements and parameters, as events and as the echo log has them."""
+
+    def __init__(self) -> None:
+        self.statements: list[str] = []
+        self.everything = ""
+
+    def __call__(self, _: Any, __: Any, statement: str, parameters: Any, ___: Any, ____: Any) -> None:
+        self.statements.append(statement)
+        values = parameters if isinstance(parameters, list | tuple) else [parameters]
+        for each in values:
+            row = each.values() if isinstance(each, dict) else [each]
+            self.everything += statement + "".join(str(getattr(value, "obj", value)) for value in row)
+
+
+@pytest.fixture
+def engine(database17: Database) -> Iterator[Engine]:
+    engine = create_engine(database17.dsn.replace("postgresql://", "postgresql+psycopg://"), hide_parameters=False)
+    Base.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def seen(engine: Engine) -> Seen:
+    seen = Seen()
+    event.listen(engine, "before_cursor_execute", seen)
+    return seen
+
+
+def stored(engine: Engine, query: str) -> list[Any]:
+    with engine.connect() as connection:
+        return [
+            tuple(bytes(each) if isinstance(each, memoryview) else each for each in row)
+            for row in connection.execute(text(query))
+        ]
+
+
+# ----------------------------------------------------------------------------------------------------- writing and reading
+
+
+def test_a_secret_goes_in_and_comes_out_and_the_database_has_its_envelope(engine: Engine, planted: Planted) -> None:
+    seed = Secret(planted.seed())
+    with Session(engine) as session, session.begin():
+        session.add(Numbered(email="a", totp_secret=seed))
+    with Session(engine) as session:
+        user = session.scalars(select(Numbered)).one()
+        assert user.totp_secret == seed
+        assert isinstance(user.totp_secret, Secret)
+    [(row_id, value)] = stored(engine, "SELECT id, totp_secret_sealed FROM numbered")
+    assert KEYS.decrypt(Cell("numbered", "totp_secret_sealed", str(row_id)), value) == seed
+
+
+def test_what_was_assigned_is_read_back_at_once_before_and_after_the_flush(engine: Engine) -> None:
+    seed, user = Secret("JBSWY3DPEHPK3PXP"), Numbered(email="a")
+    assert user.totp_secret is None
+    user.totp_secret = seed
+    assert user.totp_secret == seed
+    with Session(engine, expire_on_commit=False) as session:
+        session.add(user)
+        assert user.totp_secret == seed
+        session.flush()
+        assert user.totp_secret == seed
+        session.commit()
+        assert user.totp_secret == seed
+    assert user.totp_secret == seed
+
+
+def test_a_row_whose_id_the_database_makes_is_inserted_first_and_sealed_in_the_same_flush(engine: Engine, seen: Seen) -> None:
+    with Session(engine) as session:
+        session.add_all(Numbered(email=name, totp_secret=Secret(f"JBSWY3DPEHPK3PX{name}")) for name in "ABC")
+        session.add(Numbered(email="none"))
+        session.commit()
+        for user in session.scalars(select(Numbered).where(Numbered.email != "none")):
+            assert user.totp_secret == Secret(f"JBSWY3DPEHPK3PX{user.email}")
+    verbs = [statement.split()[0] for statement in seen.statements]
+    assert verbs == ["INSERT", "UPDATE", "UPDATE", "UPDATE", "SELECT"]
+
+
+def test_a_row_with_an_id_of_the_applications_is_written_by_one_statement(engine: Engine, seen: Seen) -> None:
+    given = uuid.uuid4()
+    with Session(engine) as session:
+        session.add(Known(totp_secret=Secret("JBSWY3DPEHPK3PXP"), id=given))
+        session.commit()
+    assert [statement.split()[0] for statement in seen.statements] == ["INSERT"]
+    [(value,)] = stored(engine, "SELECT totp_secret_sealed FROM known")
+    assert KEYS.decrypt(Cell("known", "totp_secret_sealed", str(given)), value) == Secret("JBSWY3DPEHPK3PXP")
+
+
+def test_a_default_that_makes_the_id_within_the_insert_does_too(engine: Engine) -> None:
+    with Session(engine) as session:
+        user = Known(totp_secret=Secret("JBSWY3DPEHPK3PXP"))
+        session.add(user)
+        session.commit()
+        assert user.totp_secret == Secret("JBSWY3DPEHPK3PXP")
+
+
+def test_a_secret_is_changed_and_removed(engine: Engine) -> None:
+    with Session(engine) as session:
+        user = Numbered(email="a", totp_secret=Secret("AAAAAAAAAAAAAAAA"))
+        session.add(user)
+        session.commit()
+        user.totp_secret = Secret("BBBBBBBBBBBBBBBB")
+        session.commit()
+        assert user.totp_secret == Secret("BBBBBBBBBBBBBBBB")
+        user.totp_secret = None
+        session.commit()
+        assert user.totp_secret is None
+    assert stored(engine, "SELECT totp_secret_sealed FROM numbered") == [(None,)]
+
+
+def test_the_last_of_several_assignments_counts_also_before_the_insert(engine: Engine) -> None:
+    with Session(engine) as session:
+        first, second = Numbered(email="a", totp_secret=Secret("AAAAAAAAAAAAAAAA")), Numbered(email="b")
+        first.totp_secret = None
+        second.totp_secret = Secret("AAAAAAAAAAAAAAAA")
+        second.totp_secret = Secret("BBBBBBBBBBBBBBBB")
+        session.add_all([first, second])
+        session.commit()
+        assert first.totp_secret is None
+        assert second.totp_secret == Secret("BBBBBBBBBBBBBBBB")
+
+
+def test_what_is_not_touched_is_not_written(engine: Engine, seen: Seen) -> None:
+    with Session(engine) as session:
+        session.add(Numbered(email="a", totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.commit()
+        before = stored(engine, "SELECT totp_secret_sealed FROM numbered")
+        user = session.scalars(select(Numbered)).one()
+        assert user.totp_secret
+        user.email = "b"
+        seen.statements.clear()
+        session.commit()
+    assert "totp_secret_sealed" not in "".join(seen.statements)
+    assert stored(engine, "SELECT totp_secret_sealed FROM numbered") == before
+
+
+def test_mixins_and_joined_tables_have_their_own(engine: Engine) -> None:
+    with Session(engine) as session:
+        doctor = Doctor(first=Secret("first secret"), second=Secret("second secret"), pin=Secret("the pin"))
+        session.add_all([Person(first=Secret("another's")), doctor])
+        session.commit()
+        assert (doctor.first, doctor.second, doctor.pin) == (Secret("first secret"), Secret("second secret"), Secret("the pin"))
+    [(row_id, pin)] = stored(engine, "SELECT id, pin_sealed FROM doctor")
+    assert KEYS.decrypt(Cell("doctor", "pin_sealed", str(row_id)), pin) == Secret("the pin")
+    assert len(stored(engine, "SELECT FROM person WHERE first_sealed IS NOT NULL")) == 2
+
+
+def test_the_names_are_those_of_the_database_and_the_tables_can_be_given(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Required(name="Ärztin 7", secret=Secret("the secret")))
+        session.commit()
+    [(value,)] = stored(engine, "SELECT secret FROM required")
+    assert KEYS.decrypt(Cell("clinic.required", "secret", "Ärztin 7"), value) == Secret("the secret")
+
+
+def test_merging_writes_what_was_assigned(engine: Engine) -> None:
+    given = uuid.uuid4()
+    with Session(engine) as session:
+        session.merge(Known(id=given, totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.merge(Numbered(email="a", totp_secret=Secret("BBBBBBBBBBBBBBBB")))
+        session.commit()
+        session.merge(Known(id=given, totp_secret=Secret("CCCCCCCCCCCCCCCC")))
+        session.commit()
+        assert session.scalars(select(Known)).one().totp_secret == Secret("CCCCCCCCCCCCCCCC")
+        assert session.scalars(select(Numbered)).one().totp_secret == Secret("BBBBBBBBBBBBBBBB")
+
+
+# ----------------------------------------------------------------------------------------------------------- ids that change
+
+
+def test_an_object_that_was_rolled_back_and_is_added_again_is_sealed_for_its_new_row(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Numbered(email="taken"))
+        session.commit()
+        user = Numbered(email="a", totp_secret=Secret("AAAAAAAAAAAAAAAA"))
+        session.add(user)
+        session.flush()
+        first_id = user.id
+        session.rollback()
+        make_transient(user)
+        user.id = None  # type: ignore[assignment]  # how a row is added anew
+        session.add(user)
+        session.commit()
+        assert user.id != first_id
+        assert user.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+
+
+def test_an_insert_that_fails_and_is_tried_again_loses_no_secret(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Numbered(email="taken"))
+        session.commit()
+        user = Numbered(email="taken", totp_secret=Secret("AAAAAAAAAAAAAAAA"))
+        session.add(user)
+        with pytest.raises(IntegrityError):
+            session.flush()
+        session.rollback()
+        assert user.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+        user.email = "free"
+        session.add(user)
+        session.commit()
+        assert user.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+
+
+def test_a_row_that_gets_another_id_is_sealed_anew(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Required(name="a", secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.commit()
+        row = session.scalars(select(Required)).one()
+        row.name = "b"
+        assert row.secret == Secret("AAAAAAAAAAAAAAAA")
+        session.commit()
+        assert row.secret == Secret("AAAAAAAAAAAAAAAA")
+        row.name, row.secret = "c", Secret("BBBBBBBBBBBBBBBB")
+        session.commit()
+        assert row.secret == Secret("BBBBBBBBBBBBBBBB")
+    [(name, value)] = stored(engine, "SELECT name, secret FROM required")
+    assert name == "c"
+    assert KEYS.decrypt(Cell("clinic.required", "secret", "c"), value) == Secret("BBBBBBBBBBBBBBBB")
+
+
+def test_another_rows_bytes_are_not_inserted_as_ones_own(engine: Engine) -> None:
+    """They would be stored without a murmur, and lock somebody out at the next login."""
+    with Session(engine) as session:
+        session.add_all(
+            [Known(id=uuid.uuid4(), totp_secret=Secret("AAAAAAAAAAAAAAAA")), Numbered(email="a", totp_secret=Secret("B"))]
+        )
+        session.commit()
+        known, numbered = session.scalars(select(Known)).one(), session.scalars(select(Numbered)).one()
+        session.add(Known(id=uuid.uuid4(), totp_secret_sealed=known.totp_secret_sealed))
+        with pytest.raises(NotAuthentic):
+            session.flush()
+        session.rollback()
+        session.add(Numbered(email="b", totp_secret_sealed=numbered.totp_secret_sealed))
+        with pytest.raises(NoRowId, match="another row's value"):
+            session.flush()
+        session.rollback()
+
+
+def test_a_column_that_is_never_null_needs_an_id_first(engine: Engine) -> None:
+    class Strict(DeclarativeBase):
+        pass
+
+    class Row(Strict):
+        __tablename__ = "strict"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        sealed_bytes: Mapped[bytes]
+        secret = sealed("sealed_bytes", KEYS)
+
+    Strict.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Row(secret=Secret("AAAAAAAAAAAAAAAA")))
+        with pytest.raises(NoRowId, match="NOT NULL") as caught:
+            session.flush()
+        session.rollback()
+        assert "id before the flush" in str(caught.value.hint)
+        session.add(Row(id=session.scalar(select(func.nextval("strict_id_seq"))), secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.commit()
+        assert session.scalars(select(Row)).one().secret == Secret("AAAAAAAAAAAAAAAA")
+
+
+def test_keys_of_several_columns_are_refused(engine: Engine) -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Pair(Other):
+        __tablename__ = "pair"
+        a: Mapped[int] = mapped_column(primary_key=True)
+        b: Mapped[int] = mapped_column(primary_key=True)
+        sealed_bytes: Mapped[bytes | None]
+        secret = sealed("sealed_bytes", KEYS)
+
+    Other.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add(Pair(a=1, b=2, secret=Secret("AAAAAAAAAAAAAAAA")))
+        with pytest.raises(NoRowId, match="not one column"):
+            session.flush()
+
+
+# ------------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_what_is_no_secret_is_not_taken_and_not_shown(planted: Planted) -> None:
+    seed = planted.seed()
+    with pytest.raises(TypeError, match="takes a Secret") as caught:
+        Numbered(email="a", totp_secret=seed)
+    assert seed not in str(caught.value)
+
+
+REFUSED: dict[str, Callable[[], object]] = {
+    "equal": lambda: Numbered.totp_secret == Secret("JBSWY3DPEHPK3PXP"),
+    "equal to text": lambda: Numbered.totp_secret == "JBSWY3DPEHPK3PXP",
+    "equal from the right": lambda: Secret("JBSWY3DPEHPK3PXP") == Numbered.totp_secret,
+    "equal to itself": lambda: Numbered.totp_secret == Numbered.totp_secret,
+    "not equal": lambda: Numbered.totp_secret != Secret("JBSWY3DPEHPK3PXP"),
+    "less": lambda: Numbered.totp_secret < Secret("JBSWY3DPEHPK3PXP"),
+    "in": lambda: Numbered.totp_secret.in_([Secret("JBSWY3DPEHPK3PXP")]),
+    "like": lambda: Numbered.totp_secret.like("JBSW%"),
+    "sorted": lambda: select(Numbered).order_by(Numbered.totp_secret),
+    "sorted down": lambda: select(Numbered).order_by(Numbered.totp_secret.desc()),
+    "selected": lambda: select(Numbered.totp_secret),
+    "concatenated": lambda: Numbered.totp_secret + "x",
+    "filtered by keyword": lambda: select(Numbered).filter_by(totp_secret=Secret("JBSWY3DPEHPK3PXP")),
+    "counted": lambda: func.count(Numbered.totp_secret),
+    "updated": lambda: update(Numbered).values({Numbered.totp_secret: Secret("JBSWY3DPEHPK3PXP")}),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_database_is_never_asked_to_compare_what_it_cannot_read(engine: Engine, name: str) -> None:
+    with Session(engine) as session, pytest.raises(NotComparable, match=r"Numbered\.totp_secret is encrypted"):
+        session.execute(REFUSED[name]())  # type: ignore[call-overload]  # a statement, if it was not refused before
+
+
+def test_the_database_is_asked_who_has_a_secret(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add_all([Numbered(email="a", totp_secret=Secret("AAAAAAAAAAAAAAAA")), Numbered(email="b")])
+        session.add_all([Moving(totp_plain="AAAAAAAAAAAAAAAA"), Moving(totp_secret=Secret("A")), Moving()])
+        session.commit()
+        assert session.scalars(select(Numbered.email).where(Numbered.totp_secret.is_not(None))).all() == ["a"]
+        assert session.scalars(select(Numbered.email).where(Numbered.totp_secret.is_(None))).all() == ["b"]
+        assert session.scalars(select(Numbered.email).where(Numbered.totp_secret == None)).all() == ["b"]  # noqa: E711  SQL
+        assert session.scalars(select(Numbered.email).where(Numbered.totp_secret != None)).all() == ["a"]  # noqa: E711  SQL
+        assert session.scalars(select(Moving.id).where(Moving.totp_secret.is_not(None)).order_by(Moving.id)).all() == [1, 2]
+        assert session.scalars(select(Moving.id).where(Moving.totp_secret.is_(None))).all() == [3]
+
+
+BULK: dict[str, Callable[[Session], object]] = {
+    "objects": lambda session: session.bulk_save_objects([Known(id=uuid.uuid4(), totp_secret=Secret("JBSWY3DPEHPK3PXP"))]),
+    "values": lambda session: session.execute(insert(Known).values(totp_secret=Secret("JBSWY3DPEHPK3PXP"))),
+    "the column itself": lambda session: session.execute(insert(Known).values(totp_secret_sealed=Secret("JBSWY3DPEHPK3PXP"))),
+}
+
+
+@pytest.mark.parametrize("name", BULK)
+def test_ways_around_the_object_fail_and_show_nothing(engine: Engine, name: str) -> None:
+    """SQLAlchemy tells no listener of these, so the value is never sealed: then it is not written either."""
+    with Session(engine) as session, pytest.raises(Exception) as caught:  # noqa: PT011  the driver's, or SQLAlchemy's own
+        BULK[name](session)
+    assert "JBSWY3DP" not in repr(caught.value)
+    assert stored(engine, "SELECT FROM known") == []
+
+
+# ------------------------------------------------------------------------------------------ moved, changed, unknown: line 4
+
+
+@pytest.fixture
+def two(engine: Engine) -> Engine:
+    with Session(engine) as session:
+        session.add_all([Numbered(email=name, totp_secret=Secret(name * 16)) for name in "AB"])
+        session.add(Moving(id=1))
+        session.commit()
+    return engine
+
+
+VALUE = "totp_secret_sealed"
+LAST_BIT = f"8 * octet_length({VALUE}) - 1"
+TAMPERED: dict[str, tuple[str, type[ColumnError]]] = {
+    "from another row": (f"(SELECT {VALUE} FROM numbered WHERE email = 'B')", NotAuthentic),
+    "one bit": (f"set_bit({VALUE}, {LAST_BIT}, 1 - get_bit({VALUE}, {LAST_BIT}))", NotAuthentic),
+    "cut off": (f"substring({VALUE} FROM 1 FOR 20)", Malformed),
+    "empty": ("''", Malformed),
+    "in clear": ("'JBSWY3DPEHPK3PXP'", Malformed),
+    "under an unknown key": (f"overlay({VALUE} PLACING '2024-1' FROM 3)", UnknownKey),
+    "under a retired key": (f"overlay({VALUE} PLACING '2025-1' FROM 3)", RetiredKey),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_what_was_done_to_a_row_behind_the_application_is_refused(two: Engine, name: str) -> None:
+    expression, expected = TAMPERED[name]
+    with two.begin() as connection:
+        connection.execute(text(f"UPDATE numbered SET totp_secret_sealed = {expression} WHERE email = 'A'"))
+
+    class Tampered(DeclarativeBase):
+        pass
+
+    class Row(Tampered):
+        __tablename__ = "numbered"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        email: Mapped[str]
+        totp_secret_sealed: Mapped[bytes | None]
+        totp_secret = sealed("totp_secret_sealed", AesGcm(Keyring("2026-1", KEYS.keyring.keys, ("2025-1",))))
+
+    with Session(two) as session:
+        damaged, whole = session.scalars(select(Row).order_by(Row.email))
+        with pytest.raises(expected) as caught:
+            assert damaged.totp_secret
+        assert type(caught.value) is expected
+        assert whole.totp_secret == Secret("B" * 16)
+
+
+def test_a_value_from_another_table_is_refused(two: Engine) -> None:
+    with two.begin() as connection:
+        connection.execute(
+            text("UPDATE moving SET totp_secret_sealed = (SELECT totp_secret_sealed FROM numbered WHERE id = 1)")
+        )
+    with Session(two) as session, pytest.raises(NotAuthentic):
+        assert session.scalars(select(Moving)).one().totp_secret
+
+
+def test_a_value_from_another_column_is_refused(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Person(first=Secret("AAAAAAAAAAAAAAAA"), second=Secret("BBBBBBBBBBBBBBBB")))
+        session.commit()
+        session.execute(text("UPDATE person SET first_sealed = second_sealed"))
+        with pytest.raises(NotAuthentic):
+            assert session.scalars(select(Person)).one().first
+
+
+# -------------------------------------------------------------------------------------------------- while the column moves
+
+
+def test_rows_are_read_in_either_form_and_written_in_the_new_one_alone(engine: Engine) -> None:
+    token = Fernet(FERNET_KEY).encrypt(b"FERNETFERNETFERN").decode()
+    with engine.begin() as connection:
+        connection.execute(
+            text("INSERT INTO moving (totp_secret) VALUES ('JBSWY3DPEHPK3PXP'), (:token), (''), (NULL)"), {"token": token}
+        )
+    with Session(engine) as session:
+        rows = list(session.scalars(select(Moving).order_by(Moving.id)))
+        assert [row.totp_secret for row in rows] == [Secret("JBSWY3DPEHPK3PXP"), Secret("FERNETFERNETFERN"), None, None]
+        for row in rows[:2]:
+            row.totp_secret = Secret("AAAAAAAAAAAAAAAA")
+        rows[2].totp_secret = None
+        rows.append(Moving(totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.add(rows[-1])
+        session.commit()
+        assert [row.totp_secret for row in rows] == [Secret("A" * 16), Secret("A" * 16), None, None, Secret("A" * 16)]
+    assert stored(engine, "SELECT id, totp_secret_sealed IS NULL FROM moving WHERE totp_secret IS NULL ORDER BY id") == [
+        (1, False),
+        (2, False),
+        (3, True),
+        (4, True),
+        (5, False),
+    ]
+
+
+def test_where_both_forms_are_the_new_one_counts(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Moving(totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.commit()
+        session.execute(text("UPDATE moving SET totp_secret = 'JBSWY3DPEHPK3PXP'"))
+        assert session.scalars(select(Moving)).one().totp_secret == Secret("AAAAAAAAAAAAAAAA")
+
+
+def test_a_former_value_that_nobody_can_read_says_so(engine: Engine) -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Row(Other):
+        __tablename__ = "moving"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        totp_plain: Mapped[str | None] = mapped_column("totp_secret", String(140))
+        totp_secret_sealed: Mapped[bytes | None]
+        totp_secret = sealed("totp_secret_sealed", KEYS, former="totp_plain")
+
+    with engine.begin() as connection:
+        token = Fernet(FERNET_KEY).encrypt(b"JBSWY3DPEHPK3PXP").decode()
+        connection.execute(text("INSERT INTO moving (totp_secret) VALUES (:token)"), {"token": token})
+    with Session(engine) as session, pytest.raises(ColumnError, match="not in clear but fernet"):
+        assert session.scalars(select(Row)).one().totp_secret
+
+
+def test_a_subclass_may_say_anew_that_its_column_is_moved(engine: Engine) -> None:
+    """As the example does: the listeners of both definitions are called, and agree."""
+
+    class Other(DeclarativeBase):
+        pass
+
+    class Sealed:
+        totp_secret_sealed: Mapped[bytes | None]
+        totp_secret = sealed("totp_secret_sealed", KEYS)
+
+    class Row(Sealed, Other):
+        __tablename__ = "moving"
+        id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
+        totp_plain: Mapped[str | None] = mapped_column("totp_secret", String(140))
+        totp_secret = sealed("totp_secret_sealed", KEYS, former="totp_plain")
+
+    with Session(engine) as session:
+        session.add_all([Row(totp_secret=Secret("A" * 16)), Row(id=99, totp_secret=Secret("B" * 16)), Row(totp_plain="C" * 16)])
+        session.commit()
+        rows = session.scalars(select(Row).order_by(Row.id)).all()
+        assert [row.totp_secret for row in rows] == [Secret(letter * 16) for letter in "ACB"]
+        rows[1].totp_secret = Secret("D" * 16)
+        session.commit()
+        assert rows[1].totp_secret == Secret("D" * 16)
+        assert rows[1].totp_plain is None
+
+
+def test_a_bulk_insert_takes_no_notice_of_what_is_no_column(engine: Engine) -> None:
+    """SQLAlchemy's way with unknown names; the guide says so. At least nothing is written in clear."""
+    with Session(engine) as session:
+        session.execute(insert(Known), [{"id": uuid.uuid4(), "totp_secret": Secret("JBSWY3DPEHPK3PXP")}])
+        session.commit()
+    assert stored(engine, "SELECT totp_secret_sealed FROM known") == [(None,)]
+
+
+def test_rows_that_were_moved_behind_a_session_are_read_after_the_next_load(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Moving(totp_plain="JBSWY3DPEHPK3PXP"))
+        session.commit()
+        row = session.scalars(select(Moving)).one()
+        assert row.totp_secret == Secret("JBSWY3DPEHPK3PXP")
+        envelope = KEYS.encrypt(Cell("moving", "totp_secret_sealed", "1"), Secret("JBSWY3DPEHPK3PXP"))
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE moving SET totp_secret_sealed = :e, totp_secret = NULL"), {"e": envelope})
+        assert row.totp_secret == Secret("JBSWY3DPEHPK3PXP")
+        session.commit()
+        assert row.totp_secret == Secret("JBSWY3DPEHPK3PXP")
+        assert key_id(row.totp_secret_sealed or b"") == "2026-1"
+
+
+# ------------------------------------------------------------------------------------------------------------ nothing leaks
+
+
+def test_the_plaintext_is_in_no_statement_parameter_log_error_or_repr(
+    engine: Engine, seen: Seen, planted: Planted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With echo on, which logs each parameter, and with an error, which carries them."""
+    seed, other = planted.seed(), planted.seed()
+    engine.echo = "debug"
+    with caplog.at_level(logging.DEBUG, "sqlalchemy"), Session(engine) as session:
+        user = Numbered(email="a", totp_secret=Secret(seed))
+        shown = repr(user.totp_secret_sealed) + repr(user.__dict__)
+        session.add(user)
+        session.commit()
+        user.totp_secret = Secret(other)
+        shown += repr(user.__dict__)
+        session.commit()
+        assert user.totp_secret == Secret(other)
+        shown += repr(user.__dict__)
+        session.add(Numbered(email="a", totp_secret=Secret(seed)))
+        with pytest.raises(IntegrityError) as caught:
+            session.commit()
+    shown += str(caught.value) + repr(caught.value.params) + repr(caught.value.statement)
+    assert "totp_secret_sealed" in seen.everything
+    planted.assert_absent(shown + seen.everything + caplog.text, "what SQLAlchemy showed")
+
+
+def test_neither_does_the_database_server_see_it(engine: Engine, database17: Database, planted: Planted) -> None:
+    """Its own log of every statement with every parameter, as an auditor may have switched on."""
+    database17.execute(f"ALTER DATABASE {database17.name} SET log_statement = 'all'")
+    database17.execute(f"ALTER DATABASE {database17.name} SET log_parameter_max_length = -1")
+    engine.dispose()
+    with Session(engine) as session:
+        session.add(Numbered(email="a", totp_secret=Secret(planted.seed())))
+        session.commit()
+        user = session.scalars(select(Numbered)).one()
+        user.totp_secret = Secret(planted.seed())
+        session.commit()
+    log = database17.server.log.read_text(errors="replace")
+    assert "INSERT INTO numbered" in log
+    planted.assert_absent(log, "the server's log")
