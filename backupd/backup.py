@@ -9,6 +9,7 @@ Owns the order of these steps. Never sees plaintext: pg_dump writes straight int
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -25,8 +26,8 @@ from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, name_of, predecessor
 from backupd.columns import ciphers
 from backupd.errors import KeyUnusable, ProcessFailed
-from backupd.manifest import Artifact, ColumnKeys, Expectations, Kind, Level, Manifest, Predecessor, Source, Tools
-from backupd.openpgp import Home, cleartext, keys, messages
+from backupd.manifest import Artifact, ColumnKeys, Expectations, Head, Kind, Level, Manifest, Predecessor, Source, Tools
+from backupd.openpgp import Home, cleartext, keys, messages, packets
 from backupd.openpgp.keys import PublicKey
 from backupd.pipeline import Pipeline
 from backupd.postgres import clients, column_keys, dump, expectations, roles
@@ -108,6 +109,11 @@ def _new_id(at: datetime) -> str:
 def _release(version: str) -> str:
     """`17.10`, and of a preview such as `18beta2` the major."""
     return "".join(itertools.takewhile("0123456789.".__contains__, version))
+
+
+def _head(sent: Sent) -> Head:
+    head = packets.sealed_head(sent.head)
+    return Head(len(head), hashlib.sha256(head).hexdigest())
 
 
 def usable(sealing: Sealing) -> list[str]:
@@ -267,7 +273,8 @@ class _Making:
             tools=Tools(__version__, self.clients.release, openpgp.version(), self.compression),
             recipients=tuple(key.fingerprint for key in self.sealing.recipients),
             artifacts=tuple(
-                Artifact(ARTIFACTS[kind], kind, sent.size, sent.sha256, sent.parts) for kind, sent in self.sent.items()
+                Artifact(ARTIFACTS[kind], kind, sent.size, sent.sha256, sent.parts, _head(sent))
+                for kind, sent in self.sent.items()
             ),
             expect=self.expect,
             column_keys=tuple(self.keys),

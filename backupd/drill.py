@@ -177,7 +177,7 @@ class _Drill:
                 manifest=self._manifest,
                 connection=connection,
                 unsealed=self._unsealed,
-                sealed=Sealed(self._head(), self._key.home, self._plan.key, self._key.session_key),
+                sealed=self._sealed(),
                 columns=self._plan.columns,
                 questions=self._plan.questions,
                 objectives=self._plan.objectives,
@@ -196,6 +196,10 @@ class _Drill:
 
     def _elapsed_s(self) -> float:
         return time.monotonic() - self._start
+
+    def _sealed(self) -> Sealed:
+        session_key = self._key.session_key(self._manifest, self._manifest.artifact(Kind.DATABASE))
+        return Sealed(self._head(), self._key.home, self._plan.key, session_key)
 
     def _head(self) -> bytes:
         """The first bytes of the sealed database, of a part that was proved whole."""

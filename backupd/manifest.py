@@ -28,6 +28,8 @@ MOST_PARTS = 100_000
 _ARTIFACT_NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")  # a name in every kind of store, and at the end of none a dot
 _VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,3}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_LARGEST_HEAD = 64 << 10  # bytes: session keys for more recipients than anyone has
+_OPTIONAL = {"optional": True}  # of a member that is left out where it is None: manifests from before it are still read
 
 
 class Kind(StrEnum):
@@ -82,14 +84,27 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """The first bytes of a sealed stream, up to the end of its session-key packets: what a custodian needs to release its
+    session key, and by which that release is bound to this stream."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
-    """One sealed stream; `name` is relative to the backup. The parts' sizes add up to `size`."""
+    """One sealed stream; `name` is relative to the backup. The parts' sizes add up to `size`.
+
+    `head` is None in backups from before it was noted: no session key can be released for those.
+    """
 
     name: str
     kind: Kind
     size: int
     sha256: str
     parts: tuple[Part, ...]
+    head: Head | None = field(default=None, metadata=_OPTIONAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +222,20 @@ def _consistent(manifest: Manifest) -> None:
             raise ValueError(f"{artifact.name} has a part that is empty or too large, no part, or too many")
         if sum(part.size for part in artifact.parts) != artifact.size:
             raise ValueError(f"the parts of {artifact.name} do not add up to its size")
-        for digest in (artifact.sha256, *(part.sha256 for part in artifact.parts)):
+        head = artifact.head
+        if head is not None and not 1 <= head.size <= min(artifact.size, _LARGEST_HEAD):
+            raise ValueError(f"{artifact.name} has a head that is empty or too large")
+        heads = () if head is None else (head.sha256,)
+        for digest in (artifact.sha256, *heads, *(part.sha256 for part in artifact.parts)):
             if not _DIGEST.fullmatch(digest):
                 raise ValueError(f"{artifact.name} has a malformed digest")
 
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
+        found = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
+        optional = _optional(value.__class__)
+        return {name: _plain(each) for name, each in found.items() if each is not None or name not in optional}
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
     if isinstance(value, Mapping):
@@ -258,12 +279,20 @@ def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind)
 
 
+@functools.cache
+def _optional(kind: type) -> frozenset[str]:
+    """The members that are left out where they are None, and so are never null."""
+    return frozenset(each.name for each in dataclasses.fields(kind) if each.metadata.get("optional"))
+
+
 def _read_fields(kind: type, raw: Any, where: str) -> Any:
-    hints = _hints(kind)
-    if not isinstance(raw, dict) or set(raw) != set(hints):
-        wrong = sorted(set(raw) ^ set(hints)) if isinstance(raw, dict) else []
+    hints, optional = _hints(kind), _optional(kind)
+    if not isinstance(raw, dict) or set(raw) | optional != set(hints):
+        wrong = sorted((set(raw) | optional) ^ set(hints)) if isinstance(raw, dict) else []
         raise ValueError(f"{where} has missing or unknown members {', '.join(wrong)[:200]}".rstrip())
-    return kind(**{name: _read(hint, raw[name], f"{where}.{name}") for name, hint in hints.items()})
+    if any(raw.get(name, raw) is None for name in optional):
+        raise ValueError(f"{where} has a member that is null and would be left out")
+    return kind(**{name: _read(hints[name], each, f"{where}.{name}") for name, each in raw.items()})
 
 
 def _read_scalar(kind: Any, raw: Any, where: str) -> Any:

@@ -6,15 +6,15 @@ and what came out counts only when every program ended well and gpg said that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from subprocess import DEVNULL, PIPE
 from threading import Thread
 
 from backupd import transfer
 from backupd.catalog import name_of
-from backupd.errors import ProcessFailed
+from backupd.errors import ProcessFailed, Refused
 from backupd.manifest import Artifact, Manifest
 from backupd.openpgp import Home, messages
 from backupd.openpgp.messages import Unsealing
@@ -25,11 +25,54 @@ from backupd.transfer import Progress
 
 
 @dataclass(frozen=True, slots=True)
+class SessionKeys:
+    """What opens one backup and no other: a session key for each of its artifacts, by the SHA-256 of the artifact's head.
+
+    They were released for the backup whose manifest, as it is stored, has the digest `manifest_sha256`.
+    """
+
+    source: str
+    backup_id: str
+    manifest_sha256: str
+    by_head: Mapping[str, Secret] = field(repr=False)
+
+    def of(self, manifest: Manifest, artifact: Artifact) -> Secret:
+        """The session key of an artifact. Raises Refused when these were released for something else."""
+        key = None if artifact.head is None else self.by_head.get(artifact.head.sha256)
+        if (manifest.source.name, manifest.backup_id) != (self.source, self.backup_id) or key is None:
+            raise Refused(
+                f"{artifact.name} of {manifest.backup_id} of {manifest.source.name} is not what the session keys were released"
+                f" for, which is {self.backup_id} of {self.source}",
+                "have them released for this backup: `backupd keys request`",
+            )
+        return key
+
+
+@dataclass(frozen=True, slots=True)
 class Opening:
-    """What opens a backup: a home that holds a secret key it is sealed to, or one backup's session key."""
+    """What opens backups: a home that holds a secret key they are sealed to, or the session keys of one."""
 
     home: Home
-    session_key: Secret | None = None
+    session_keys: SessionKeys | None = None
+
+    def require(self, manifest: Manifest, sha256: str) -> None:
+        """Nothing, when this may open the backup of this manifest, whose stored bytes have this digest; or Refused.
+
+        Whether a secret key opens it, gpg alone can tell, later.
+        """
+        if self.session_keys is None:
+            return
+        for artifact in manifest.artifacts:
+            self.session_keys.of(manifest, artifact)
+        if sha256 != self.session_keys.manifest_sha256:
+            raise Refused(
+                f"the manifest of {manifest.backup_id} is another than the one that the session keys were released for",
+                "find out who replaced it: `backupd check`",
+            )
+
+    def session_key(self, manifest: Manifest, artifact: Artifact) -> Secret | None:
+        """The artifact's session key, or None where a secret key opens it. Raises Refused."""
+        return None if self.session_keys is None else self.session_keys.of(manifest, artifact)
 
 
 def feed(
@@ -45,11 +88,12 @@ def feed(
 ) -> None:
     """Send the artifact's plaintext into `reader`, whose output is thrown away, and wait for its end.
 
-    Raises Tampered for a part or a message that is not what it should be, SecretUnavailable without a key that opens it, and
-    ProcessFailed for a program that failed of its own; the reader's failure is let pass if it is `forgiven`.
+    Raises Tampered for a part or a message that is not what it should be, SecretUnavailable without a key that opens it,
+    Refused for session keys of another backup, and ProcessFailed for a program that failed of its own; the reader's failure is
+    let pass if it is `forgiven`.
     """
     with (
-        messages.unseal(opening.home, session_key=opening.session_key) as unsealing,
+        messages.unseal(opening.home, session_key=opening.session_key(manifest, artifact)) as unsealing,
         Pipeline([unsealing.command, reader], stdin=PIPE, stdout=DEVNULL, deadline_s=deadline_s) as pipeline,
     ):
         _write(pipeline, _parts(manifest, artifact, store, progress))
@@ -76,7 +120,7 @@ def read(
     """
     failures: list[BaseException] = []
     with (
-        messages.unseal(opening.home, session_key=opening.session_key) as unsealing,
+        messages.unseal(opening.home, session_key=opening.session_key(manifest, artifact)) as unsealing,
         Pipeline([unsealing.command, *readers], stdin=PIPE, stdout=PIPE) as pipeline,
     ):
         writer = Thread(target=_write_beside, args=(pipeline, _parts(manifest, artifact, store), failures), daemon=True)

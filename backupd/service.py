@@ -21,9 +21,9 @@ from backupd.audit.records import Actor, Operation, Via
 from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, Entry
 from backupd.custody import Custodian, SecretRef, open_custodian
-from backupd.errors import BackupdError, ConfigError, CouldNotVerify
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused
 from backupd.manifest import Level, Manifest
-from backupd.opening import Opening
+from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
 from backupd.openpgp.keys import PublicKey
 from backupd.postgres.session import Dsn
@@ -233,6 +233,8 @@ class Service:
 
         with self._before(Operation.VERIFY, entry.source, entry.backup_id):
             manifest = entry.proved()
+            if key is not None:
+                key.require(manifest, entry.digest)
         directories = self.client_directories(entry.source)
         return verify(manifest, self.store, self.trail, deep=key, client_directories=directories, progress=progress)
 
@@ -242,6 +244,7 @@ class Service:
 
         with self._before(Operation.RESTORE, entry.source, entry.backup_id):
             manifest = entry.proved()
+            key.require(manifest, entry.digest)
         to = Target(target, self.client_directories(entry.source))
         return restore(manifest, self.store, key, to, self.trail, progress)
 
@@ -263,9 +266,18 @@ class Service:
         return check(parts)
 
     def drill(
-        self, name: str, backup_id: str | None = None, secret_key: Path | None = None, progress: Progress = lambda _: None
+        self,
+        name: str,
+        backup_id: str | None = None,
+        secret_key: Path | None = None,
+        progress: Progress = lambda _: None,
+        *,
+        released: SessionKeys | None = None,
     ) -> DrillReport:
-        """Drill one backup of a source, the newest when no id is given. What is wrong with the backup is in the report."""
+        """Drill one backup of a source, the newest when no id is given. What is wrong with the backup is in the report.
+
+        With the `released` session keys of a backup, `secret_key` is the one-time key that they came sealed to.
+        """
         from backupd.drill import drill
 
         with self._before(Operation.RESTORE_TEST, name, backup_id):
@@ -274,7 +286,9 @@ class Service:
             manifest = entry.proved()
             key = self.opening_key(secret_key)
             plan = self._drill_plan(entry, key)
-        with self.opening(Operation.RESTORE_TEST, name, secret_key) as opening:
+        with self.opening(Operation.RESTORE_TEST, name, secret_key, released) as opening:
+            with self._before(Operation.RESTORE_TEST, name, entry.backup_id):
+                opening.require(manifest, entry.digest)
             return drill(manifest, self.store, opening, plan, self.trail, progress)
 
     def _drill_plan(self, entry: Entry, key: Custodian) -> DrillPlan:
@@ -314,6 +328,22 @@ class Service:
             raise ConfigError("no secret key was named", "give --secret-key FILE, or set [drill] secret_key")
         return self.custodian(self.config.drill.secret_key)
 
+    def session_keys(self, operation: Operation, source: str, release: bytes, one_time_key: Path) -> SessionKeys:
+        """The released session keys of one backup of this source; their use, and what keeps them from it, is recorded."""
+        from backupd.release import accept
+
+        with self._before(operation, source):
+            custodian = open_custodian(SecretRef("file", str(one_time_key.absolute())), self._environ)
+            keys, request_sha256 = accept(release, custodian.fetch())
+            if keys.source != source:
+                raise Refused(
+                    f"the session keys were released for a backup of {keys.source}, not of {printable(source)}",
+                    "have them released for this source: `backupd keys request`",
+                )
+        details = {"action": "use released session keys", "for": operation.value, "request_sha256": request_sha256}
+        self.trail.event(Operation.KEYS, source, details, backup_id=keys.backup_id)
+        return keys
+
     def target(self, address: str, password_file: Path | None) -> Dsn:
         """Where to restore: the password comes from a file or PGPASSWORD, never from the command line."""
         password = None
@@ -330,9 +360,17 @@ class Service:
         return Dsn.parse(address, password)
 
     @contextmanager
-    def opening(self, operation: Operation, source: str | None, secret_key: Path | None) -> Iterator[Opening]:
-        """A home of its own for the secret key that opens backups, gone when the block ends. A key that is none is recorded."""
+    def opening(
+        self, operation: Operation, source: str | None, secret_key: Path | None, released: SessionKeys | None = None
+    ) -> Iterator[Opening]:
+        """A home of its own for the secret key that opens backups, gone when the block ends. A key that is none is recorded.
+
+        With `released` session keys there is no secret key in it.
+        """
         with Home() as home:
+            if released is not None:
+                yield Opening(home, released)
+                return
             with self._before(operation, source):
                 home.import_secret(self.opening_key(secret_key).fetch())
             yield Opening(home)

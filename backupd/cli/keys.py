@@ -1,4 +1,4 @@
-"""`backupd keys`: a new set of keys, and a look at those in use. It prints no secret key, and sends none anywhere."""
+"""`backupd keys`: a new set of keys, a look at those in use, and the release of session keys. It prints no secret key."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
+from backupd.cli.release import release, request
 from backupd.cli.session import Cell, Session, options, table
+from backupd.cli.trails import trail_of
 from backupd.errors import BackupdError, ConfigError
 from backupd.redact import printable
 
@@ -55,14 +56,19 @@ class Seen:
         return any(problem.fatal for problem in self.problems)
 
 
-@click.group("keys", short_help="Make and look at OpenPGP keys.")
+@click.group("keys", short_help="Make, show and use OpenPGP keys.")
 def command() -> None:
     """Backups are sealed to public keys, and their manifests are signed; the host that makes backups cannot read them.
 
     \b
     backupd keys generate --directory /dev/shm/new-keys
     backupd keys show
+    backupd keys request clinic --out /dev/shm/clinic.request
     """
+
+
+command.add_command(request)
+command.add_command(release)
 
 
 @command.command("generate", short_help="Make an operations, an escrow and a signing key.")
@@ -135,24 +141,12 @@ def _recorded(session: Session, *, needed: bool = False, **details: str) -> Iter
     """The run in the trail of the configuration, where there is one: keys are also made before there is."""
     from backupd.audit.records import Operation
 
-    if not needed and (session.config is None or _is_still_to_come(session.config)):
-        yield None
-        return
-    with session.service() as service, service.trail.recording(Operation.KEYS, **details) as run:
-        yield run
-
-
-def _is_still_to_come(config: Path) -> bool:
-    """Whether the environment, not this command's caller, names a configuration that has not been written yet."""
-    if click.get_current_context().get_parameter_source("config") is not ParameterSource.ENVIRONMENT:
-        return False
-    try:
-        config.stat()
-    except FileNotFoundError:
-        return True
-    except OSError:  # it may be there: whoever reads it says what is wrong
-        return False
-    return False
+    with trail_of(session, needed=needed) as trail:
+        if trail is None:
+            yield None
+            return
+        with trail.recording(Operation.KEYS, **details) as run:
+            yield run
 
 
 def _write(directory: Path, made: Sequence[tuple[Role, KeyPair]]) -> bool:

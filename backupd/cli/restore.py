@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from backupd.audit.records import Operation
+from backupd.cli.release import Released, released_by, released_options
 from backupd.cli.session import Session, duration, options
 
 if TYPE_CHECKING:
@@ -17,11 +18,12 @@ if TYPE_CHECKING:
 @click.command("restore", short_help="Restore a backup into an empty database.")
 @click.argument("source")
 @click.option("--to", "target", required=True, help="The empty database, as postgresql://role@host/name, without a password.")
-@click.option("--backup", "backup_id", help="The backup's id. Default: the newest.")
+@click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the one that was released.")
 @click.option("--secret-key", type=click.Path(path_type=Path), help="A recipient's secret key. Default: the drill's custodian.")
 @click.option(
     "--password-file", type=click.Path(path_type=Path), help="Holds the password of the target's role. Or PGPASSWORD."
 )
+@released_options
 @options
 def command(
     session: Session,
@@ -30,6 +32,7 @@ def command(
     backup_id: str | None,
     secret_key: Path | None,
     password_file: Path | None,
+    released: Released | None,
 ) -> int:
     """Restore a backup of SOURCE into an empty database, and compare what came back with what was backed up.
 
@@ -44,9 +47,10 @@ def command(
     started = time.monotonic()
     with session.service() as service:
         dsn = service.target(target, password_file)
-        entry = service.entry(source, backup_id)
+        keys = released_by(service, Operation.RESTORE, source, released)
+        entry = service.entry(source, backup_id or (keys.backup_id if keys else None))
         with (
-            service.opening(Operation.RESTORE, source, secret_key) as opening,
+            service.opening(Operation.RESTORE, source, secret_key, keys) as opening,
             session.progress(entry.backup_id) as progress,
         ):
             made = service.restore(entry, opening, dsn, progress)

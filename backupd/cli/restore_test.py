@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from backupd.audit.records import Operation
 from backupd.checks import Outcome
 from backupd.cli import show
+from backupd.cli.release import Released, released_by, released_options
 from backupd.cli.session import VERDICT_STYLES, Row, Session, duration, options, table
 from backupd.errors import BackupdError, CouldNotVerify
 
@@ -21,10 +23,13 @@ EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.COULD_NOT_VERIFY: CouldN
 
 @click.command("restore-test", short_help="Restore a backup into a scratch database and prove it.")
 @click.argument("sources", nargs=-1)
-@click.option("--backup", "backup_id", help="The backup's id; for one source. Default: the newest.")
+@click.option("--backup", "backup_id", help="The backup's id; for one source. Default: the newest, or the released one.")
 @click.option("--secret-key", type=click.Path(path_type=Path), help="A recipient's secret key. Default: the drill's custodian.")
+@released_options
 @options
-def command(session: Session, sources: tuple[str, ...], backup_id: str | None, secret_key: Path | None) -> int:
+def command(
+    session: Session, sources: tuple[str, ...], backup_id: str | None, secret_key: Path | None, released: Released | None
+) -> int:
     """Drill SOURCES, or every source: restore the newest backup into a scratch cluster and show that it is good.
 
     Rows, digests, every second factor, leaks of secrets, separation of keys, questions of your own, and recovery objectives.
@@ -36,13 +41,18 @@ def command(session: Session, sources: tuple[str, ...], backup_id: str | None, s
     """
     if backup_id is not None and len(sources) != 1:
         raise click.UsageError("--backup needs exactly one source")
+    if released is not None and len(sources) != 1:
+        raise click.UsageError("--session-key needs exactly one source")
     reports: list[DrillReport] = []
     failed = 0
     with session.service() as service:
         for name in service.names(sources):
             try:
+                keys = released_by(service, Operation.RESTORE_TEST, name, released)
+                wanted = backup_id or (keys.backup_id if keys else None)
+                opener = secret_key if released is None else released.request_key
                 with session.progress(name) as progress:
-                    reports.append(service.drill(name, backup_id, secret_key, progress))
+                    reports.append(service.drill(name, wanted, opener, progress, released=keys))
             except BackupdError as error:
                 failed = failed or show(error, sys.argv)
     # One source, one object: what a monitor reads. Several: an array of the same.

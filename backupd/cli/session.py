@@ -17,6 +17,7 @@ import click
 from backupd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from backupd.audit.records import Actor
     from backupd.config.models import Config
     from backupd.service import Service
     from backupd.transfer import Progress
@@ -40,13 +41,18 @@ class Session:
     def service(self) -> Iterator[Service]:
         """The wired parts of the configuration. Raises ConfigError."""
         from backupd import logs, service
-        from backupd.audit.records import Via
 
         logs.configure(sys.stderr, json=self.json, debug=self.debug)
-        via = Via(os.environ.get("BACKUPD_VIA", Via.CLI.value)) if os.environ.get("BACKUPD_VIA") in set(Via) else Via.CLI
-        who = service.actor(os.environ, via, self.operator, self.reason)
-        with service.Service(self.load(), who, os.environ) as wired:
+        with service.Service(self.load(), self.actor(), os.environ) as wired:
             yield wired
+
+    def actor(self) -> Actor:
+        """Who runs this command, and how."""
+        from backupd import service
+        from backupd.audit.records import Via
+
+        via = Via(os.environ.get("BACKUPD_VIA", Via.CLI.value)) if os.environ.get("BACKUPD_VIA") in set(Via) else Via.CLI
+        return service.actor(os.environ, via, self.operator, self.reason)
 
     def load(self) -> Config:
         """The configuration file. Raises ConfigError."""

@@ -12,6 +12,7 @@ import click
 
 from backupd.audit.records import Operation
 from backupd.cli import show
+from backupd.cli.release import Released, released_by, released_options
 from backupd.cli.session import Row, Session, options, size, table
 from backupd.errors import BackupdError, ConfigError, CouldNotVerify
 
@@ -23,13 +24,20 @@ if TYPE_CHECKING:
 
 @click.command("verify", short_help="Prove that stored backups are what was written.")
 @click.argument("source", required=False)
-@click.option("--backup", "backup_id", help="The backup's id. Default: the newest.")
+@click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the released one.")
 @click.option("--all", "everything", is_flag=True, help="Every backup, of SOURCE or of all sources.")
 @click.option("--deep", is_flag=True, help="Also open it and read the archive to its end; needs a secret key.")
 @click.option("--secret-key", type=click.Path(path_type=Path), help="The secret key for --deep. Default: the drill's.")
+@released_options
 @options
 def command(
-    session: Session, source: str | None, backup_id: str | None, everything: bool, deep: bool, secret_key: Path | None
+    session: Session,
+    source: str | None,
+    backup_id: str | None,
+    everything: bool,
+    deep: bool,
+    secret_key: Path | None,
+    released: Released | None,
 ) -> int:
     """Fetch every part of a backup and hold it against the signed manifest.
 
@@ -40,14 +48,18 @@ def command(
     """
     if everything and backup_id is not None:
         raise ConfigError("--all and --backup exclude each other", "leave one of them out")
+    if released is not None and (everything or not deep or source is None):
+        raise ConfigError("--session-key needs --deep and one source", "it opens one backup: name its source")
     proofs: list[tuple[str, Proof]] = []
     code = 0
-    with session.service() as service, key(service, source, deep, secret_key) as opening:
+    with session.service() as service, key(service, source, deep, secret_key, released) as opening:
         if everything:
             entries = service.catalog.list(source)
             if not entries:
                 raise CouldNotVerify("there is no backup to verify", "run `backupd backup`")
         else:
+            if opening is not None and opening.session_keys is not None:
+                backup_id = backup_id or opening.session_keys.backup_id
             entries = [service.entry(name, backup_id) for name in service.names((source,) if source else ())]
         for entry in entries:
             try:
@@ -60,12 +72,15 @@ def command(
 
 
 @contextmanager
-def key(service: Service, source: str | None, wanted: bool, secret_key: Path | None) -> Iterator[Opening | None]:
-    """What opens backups, from a file or the drill's custodian, for the length of the block; None when it is not wanted."""
+def key(
+    service: Service, source: str | None, wanted: bool, secret_key: Path | None, released: Released | None
+) -> Iterator[Opening | None]:
+    """What opens backups, from a file, the drill's custodian or a release, for the length of the block; None if not wanted."""
     if not wanted:
         yield None
         return
-    with service.opening(Operation.VERIFY, source, secret_key) as opening:
+    keys = None if source is None else released_by(service, Operation.VERIFY, source, released)
+    with service.opening(Operation.VERIFY, source, secret_key, keys) as opening:
         yield opening
 
 

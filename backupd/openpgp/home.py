@@ -256,9 +256,14 @@ def in_memory(path: Path) -> bool:
 def statuses(path: Path) -> tuple[Status, ...]:
     """What gpg wrote to its status file; nothing when it never came to write one."""
     try:
-        text = path.read_bytes().decode(errors="replace")
+        return status_lines(path.read_bytes())
     except FileNotFoundError:
         return ()
+
+
+def status_lines(report: bytes) -> tuple[Status, ...]:
+    """The same from what gpg wrote to a status descriptor."""
+    text = report.decode(errors="replace")
     lines = [line.removeprefix("[GNUPG:] ").split(" ") for line in text.split("\n") if line.startswith("[GNUPG:] ")]
     return tuple(Status(words[0], tuple(words[1:])) for words in lines)
 

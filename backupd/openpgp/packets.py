@@ -40,6 +40,19 @@ def recipients_of(head: bytes) -> tuple[str, ...]:
     `head` is the stream's first `HEAD_BYTES`, or all of it. Raises Tampered: not a message sealed to public keys alone, in
     the packet that every OpenPGP program reads (tag 18, version 1), or one that hides its recipients.
     """
+    return _session_keys(head)[0]
+
+
+def sealed_head(stream: bytes) -> bytes:
+    """The session-key packets that a sealed stream begins with: all that a custodian's key is needed for.
+
+    `stream` is as for `recipients_of`, which tells what is refused.
+    """
+    return stream[: _session_keys(stream)[1]]
+
+
+def _session_keys(head: bytes) -> tuple[tuple[str, ...], int]:
+    """The key ids of the session-key packets, and where the sealed data begins behind them."""
     ids: list[str] = []
     at = 0
     while True:
@@ -58,7 +71,7 @@ def recipients_of(head: bytes) -> tuple[str, ...]:
         at = start + length
     if not ids or "0" * 16 in ids:
         raise Tampered("the message does not say to whom it is sealed")
-    return tuple(ids)
+    return tuple(ids), at
 
 
 def signature_of(packet: bytes) -> Signature:
