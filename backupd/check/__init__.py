@@ -4,6 +4,7 @@ Everything is looked at, whatever is wrong with the rest, and as a backup would 
 sealed, an upload is begun in the store (and given up, so nothing of it stays), the trail gets a record. Nothing is repaired.
 
     lines.py    what is said    keys.py   custodians and OpenPGP keys    sources.py   servers, roles, columns
+    columns.py  the age of column keys
     storage.py  the store       trails.py the trail, and what it and the store say of each other     host.py   this machine
 """
 
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 
 from backupd.audit.records import Operation
 from backupd.audit.trail import Run
-from backupd.check import host, keys, sources, storage, trails
+from backupd.check import columns, host, keys, sources, storage, trails
 from backupd.check.lines import Line, Parts, State, failed, guarded, ok
 from backupd.errors import BackupdError
 
@@ -37,6 +38,7 @@ def check(parts: Parts) -> list[Line]:
         found += guarded("store", storage.look(parts, now))
         for name, source in parts.config.sources.items():
             found += guarded(f"source {name}", sources.look(parts, name, source))
+        found += guarded("columns", columns.look(parts, now))
         if run is not None:
             found += guarded("trail", trails.look(parts, now, run))
         found += guarded("host", host.look(parts))

@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
+from backupd.columns.keyring import Keyring
 from backupd.columns.totp import STANDARD, Parameters
 from backupd.custody import Custodian
 from backupd.manifest import Kind, Manifest
@@ -54,7 +55,7 @@ class TotpColumn:
     """A column of encrypted TOTP seeds. `table` as the application's cipher spells it: `users`, or `clinic.users`.
 
     `enrolled` is a boolean column; None means that every row with a value is enrolled. `keys` is the custodian of the
-    column's own keys, which must open no backup.
+    column's own keys, which must open no backup; `archive` that of the keys which were retired since the backup was made.
     """
 
     table: str
@@ -65,10 +66,22 @@ class TotpColumn:
     keys: Custodian
     parameters: Parameters = STANDARD
     canary: Canary | None = None
+    archive: Custodian | None = None
 
     @property
     def name(self) -> str:
         return f"{self.table}.{self.column}"
+
+    @property
+    def locators(self) -> tuple[str, ...]:
+        """Where its keys are kept."""
+        return tuple(each.locator for each in (self.keys, self.archive) if each is not None)
+
+    def fetch_keys(self) -> Secret:
+        """All that the column's values were ever encrypted with. Raises SecretUnavailable and KeysUnusable."""
+        if self.archive is None:
+            return self.keys.fetch()
+        return Keyring.parse(self.keys.fetch()).together(Keyring.parse(self.archive.fetch())).render()
 
 
 @dataclass(frozen=True, slots=True)

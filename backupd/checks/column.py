@@ -10,18 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import psycopg
 from psycopg import sql
 
 from backupd.checks import TotpColumn
-from backupd.columns import Cell, Cipher, NotAuthentic, ciphers
-from backupd.columns.pgcrypto import PgpDecrypt
-from backupd.errors import ConfigError, CouldNotVerify
+from backupd.columns import Cell, Cipher, ciphers
+from backupd.errors import ConfigError
+from backupd.postgres import pgcrypto
 from backupd.postgres.session import Connection, translated
-from backupd.redact import Secret, printable
+from backupd.redact import printable
 
 _BATCH = 2000
-_CORRUPT = "39000"  # SQLSTATE of pgcrypto's "Wrong key or corrupt data"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,10 @@ def opened(connection: Connection, column: TotpColumn) -> Iterator[Reader]:
     Raises SecretUnavailable, KeysUnusable, ConfigError for a table or column that is not there, CouldNotVerify without pgcrypto
     where that is needed, SourceError.
     """
-    keys = column.keys.fetch()
+    keys = column.fetch_keys()
     with connection.transaction(force_rollback=True):
         query = _query(connection, column)
-        decrypt = _on_server(connection) if column.cipher == "pgcrypto" else None
+        decrypt = pgcrypto.opener(connection) if column.cipher == "pgcrypto" else None
         yield Reader(connection, column, ciphers.open_cipher(column.cipher, keys, decrypt), query)
 
 
@@ -117,39 +115,3 @@ def _columns(connection: Connection, table: str) -> list[tuple[str, str]]:
             " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
             (table,),
         ).fetchall()
-
-
-def _on_server(connection: Connection) -> PgpDecrypt:
-    """Decryption on the scratch server, by bind parameters; each call in a savepoint, so that one bad value ends nothing."""
-    schema = _pgcrypto_schema(connection)
-    call = sql.SQL("SELECT {}.pgp_sym_decrypt_bytea(%s, %s)").format(sql.Identifier(schema))
-
-    def decrypt(message: bytes, passphrase: Secret) -> bytes:
-        try:
-            with connection.transaction():
-                [(plaintext,)] = connection.execute(call, (message, passphrase.text())).fetchall()
-        except psycopg.Error as error:
-            if error.sqlstate == _CORRUPT:
-                raise NotAuthentic("pgcrypto does not open a value: wrong key, or the value was changed") from None
-            raise
-        return bytes(plaintext)
-
-    return decrypt
-
-
-def _pgcrypto_schema(connection: Connection) -> str:
-    """Where pgcrypto's functions are; installs it where the database lacks it, for the length of the transaction."""
-    query = "SELECT nspname::text FROM pg_extension JOIN pg_namespace n ON n.oid = extnamespace WHERE extname = 'pgcrypto'"
-    with translated("find pgcrypto in the restored database"):
-        found = connection.execute(query).fetchall()
-        if found:
-            return str(found[0][0])
-        try:
-            with connection.transaction():
-                connection.execute("CREATE SCHEMA backupd_pgcrypto; CREATE EXTENSION pgcrypto SCHEMA backupd_pgcrypto")
-        except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported) as error:
-            said = error.diag.message_primary or "it is not installed"
-            raise CouldNotVerify(
-                f"the scratch server has no pgcrypto: {printable(said)}", "install postgresql-contrib"
-            ) from None
-    return "backupd_pgcrypto"

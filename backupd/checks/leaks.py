@@ -160,7 +160,7 @@ def _gather(drilled: Drilled, column: TotpColumn, wanted: Wanted) -> Iterator[st
         except CouldNotVerify as error:
             yield f"the canary of {column.name} was not looked for: {error.message}"
     try:
-        for key in keys_of(column.cipher, column.keys.fetch()):
+        for key in keys_of(column.cipher, column.fetch_keys()):
             if not wanted.key(key.reveal()):
                 yield f"a key of {column.name} is too short to be looked for"
         with opened(drilled.connection, column) as reader:

@@ -23,6 +23,7 @@ from backupd.columns import Cipher, ColumnError
 from backupd.columns.ciphers import open_cipher
 from backupd.columns.keyring import Keyring
 from backupd.columns.pgcrypto import PgCrypto
+from backupd.custody.separation import place_of
 from backupd.errors import CouldNotVerify, KeyUnusable, Refused
 from backupd.openpgp import Home
 from backupd.pipeline import Pipeline
@@ -74,9 +75,9 @@ class _Tried:
 
 
 def _try(drilled: Drilled, column: TotpColumn, backup_keys: list[Secret], tried: _Tried) -> None:
-    if _place(column.keys.locator) == _place(drilled.sealed.key.locator):
+    if place_of(drilled.sealed.key.locator) in map(place_of, column.locators):
         tried.problems.append(f"the keys of {column.name} and of the backup are kept in the same place")
-    kept = column.keys.fetch()
+    kept = column.fetch_keys()
     column_keys = [kept, *keys_of(column.cipher, kept)]
     if _shares_bytes(column_keys, backup_keys):
         tried.problems.append(f"the keys of {column.name} and of the backup share bytes")
@@ -123,11 +124,6 @@ def _pipe_with(value: bytes) -> int:
     os.write(writing, value + b"\n")
     os.close(writing)
     return reading
-
-
-def _place(locator: str) -> str:
-    """Where a secret lies, without which member of the JSON object there it is."""
-    return locator.partition("#")[0]
 
 
 def _backup_keys(sealed: Sealed) -> list[Secret]:

@@ -132,7 +132,8 @@ def _judge(reader: Reader, row: Row, seen: _Seen) -> str | None:
             return None
         seed = reader.cipher.decrypt(reader.cell(row), row.value)
     except UnknownKey as error:
-        return f"the key {error.key_id!r} is missing from the keyring"
+        where = "the keyring" if column.archive is None else "the keyring and the archive"
+        return f"the key {error.key_id!r} is missing from {where}"
     except ColumnError as error:
         return error.message
     seen.key_ids[key_id or "(not told)"] += 1

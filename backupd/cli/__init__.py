@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "restore": ("restore", "Restore a backup into an empty database."),
     "restore-test": ("restore_test", "Restore a backup into a scratch database and prove it."),
     "audit": ("audit", "Look into the trail of everything done."),
+    "columns": ("columns", "Encrypt columns of second factors, and change their keys."),
     "keys": ("keys", "Make, show and use OpenPGP keys."),
 }
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}

@@ -40,7 +40,7 @@ class AesGcm:
         current = self.keyring.current
         nonce = os.urandom(_NONCE)
         sealed = AESGCM(self.keyring.key(current).reveal()).encrypt(nonce, plaintext.reveal(), _bound_to(cell, current))
-        return bytes((VERSION, len(current))) + current.encode() + nonce + sealed
+        return head(current) + nonce + sealed
 
     def decrypt(self, cell: Cell, data: bytes) -> Secret:
         """What was encrypted into this cell. Raises Malformed, UnknownKey or NotAuthentic."""
@@ -56,6 +56,11 @@ class AesGcm:
         except InvalidTag as error:
             raise NotAuthentic(f"a value in {cell.table}.{cell.column} is not what {named!r} encrypted there") from error
         return Secret(plaintext, f"{cell.table}.{cell.column}")
+
+
+def head(key_id: str) -> bytes:
+    """How every envelope under this key begins, and none under another."""
+    return bytes((VERSION, len(key_id))) + key_id.encode()
 
 
 def key_id(data: bytes) -> str:

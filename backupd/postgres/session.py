@@ -17,7 +17,7 @@ import psycopg
 from psycopg import pq
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from backupd.errors import BackupdError, ConfigError, SourceDenied, SourceError, SourceUnreachable
+from backupd.errors import BackupdError, ConfigError, SourceDenied, SourceError, SourceFull, SourceUnreachable
 from backupd.redact import Secret, printable, scrub
 
 SOCKET_DIRECTORY = "/var/run/postgresql"
@@ -176,15 +176,20 @@ def server(connection: Connection) -> Server:
         [row] = connection.execute(
             "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
             " (SELECT system_identifier::text FROM pg_control_system()), current_database()::text,"
-            " pg_is_in_recovery(), pg_database_size(current_database())::bigint, pg_backend_pid()"
+            " pg_is_in_recovery(), pg_database_size(current_database())::bigint"
         ).fetchall()
-    number, version, identifier, database, in_recovery, size, pid = row
-    _refuse_pooler(connection, pid)
+    number, version, identifier, database, in_recovery, size = row
+    refuse_pooler(connection)
     return Server(number, version.split()[0], number // 10000, identifier, database, in_recovery, size)
 
 
-def _refuse_pooler(connection: Connection, pid: int) -> None:
-    """A pooler hands out a process id of its own at the start; a server's own start message and its answer agree."""
+def refuse_pooler(connection: Connection) -> None:
+    """A pooler hands out a process id of its own at the start; a server's own start message and its answer agree.
+
+    Raises SourceError when they do not.
+    """
+    with translated("ask for the session's process"):
+        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
     if connection.info.backend_pid != pid:
         raise SourceError(
             f"between us and {printable(connection.info.dbname)} stands a connection pooler",
@@ -208,6 +213,8 @@ def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -
     message = f"could not {what}: {said}"
     if state == "42501":
         return SourceDenied(message, hint_denied)
+    if state == "53100":
+        return SourceFull(message, "make room on the server's disk, then try again")
     if state.startswith("40") or "conflict with recovery" in said:
         return SourceError(message, _RETRY_STANDBY)
     if state == "55P03":

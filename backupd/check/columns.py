@@ -1,0 +1,77 @@
+"""The age of column keys: one that is older than its column allows is due to be rotated.
+
+A keyring says when its keys were made, if backupd made them, and if it may be read here. Where not, the backups tell: the key
+that the newest of them names is at least as old as the oldest that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, time
+
+from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
+from backupd.columns.keyring import Keyring
+from backupd.config.models import Totp
+from backupd.errors import BackupdError
+
+
+@dataclass(frozen=True, slots=True)
+class _Age:
+    """Of the key that a column is encrypted with; `at_least` when it may be older."""
+
+    key_id: str
+    days: int
+    at_least: bool
+
+
+def look(parts: Parts, now: datetime) -> Iterator[Line]:
+    """A line on each column whose keys have ids."""
+    for name, source in parts.config.sources.items():
+        for each in source.totp:
+            if each.cipher == "aes-256-gcm":
+                area = f"source {name}"
+                yield from guarded(area, _aged(parts, name, each, now, area))
+
+
+def _aged(parts: Parts, source: str, column: Totp, now: datetime, area: str) -> Iterator[Line]:
+    where = f"{column.table}.{column.column}"
+    age = _by_keyring(parts, column, now) or _by_backups(parts, source, column, now)
+    if age is None:
+        yield warning(
+            area,
+            f"nobody noted when the current key of {where} was made",
+            'add it to the keyring: "created": {"ID": "YYYY-MM-DD"}',
+        )
+        return
+    text = f"the current key {age.key_id} of {where} is {'at least ' if age.at_least else ''}{age.days} days old"
+    if age.days > column.rotate_days:
+        hint = f"rotate it: `backupd columns rotate {source} --to NEW-ID`"
+        yield problem(area, f"{text}, and {column.rotate_days} are allowed", hint)
+    else:
+        yield ok(area, f"{text}; {column.rotate_days} are allowed")
+
+
+def _by_keyring(parts: Parts, column: Totp, now: datetime) -> _Age | None:
+    try:
+        keyring = Keyring.parse(parts.custodian(column.keys).fetch())
+    except BackupdError:  # said where custodians are looked at; and the host that makes backups should not get it
+        return None
+    day = keyring.created.get(keyring.current)
+    return None if day is None else _Age(keyring.current, (now - datetime.combine(day, time(), UTC)).days, False)
+
+
+def _by_backups(parts: Parts, source: str, column: Totp, now: datetime) -> _Age | None:
+    """Of several keys that the newest backup names, as in the middle of a rotation, the one that came last."""
+    first: dict[str, datetime] = {}
+    newest: tuple[str, ...] = ()
+    for entry in parts.catalog().list(source):
+        for noted in entry.manifest.column_keys if entry.manifest is not None else ():
+            if entry.manifest is not None and (noted.table, noted.column) == (column.table, column.column):
+                newest = noted.key_ids
+                for key_id in newest:
+                    first.setdefault(key_id, entry.manifest.snapshot.taken_at)
+    if not newest:
+        return None
+    key_id = max(newest, key=lambda each: first[each])
+    return _Age(key_id, (now - first[key_id]).days, True)

@@ -1,0 +1,283 @@
+"""The rows of a table that holds secrets: read a batch at a time, and replaced by compare and swap. Knows no key and no cipher.
+
+No old value ever goes back to its server, for what stands in a statement or its parameters is logged there (log_statement,
+log_parameter_max_length, auto_explain, pgaudit), and it may be a secret in clear. So what is compared is its SHA-256, which the
+server computes of its own value. Each statement is a transaction of its own: a run that dies between two loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import psycopg
+from psycopg import sql
+
+from backupd.errors import Busy, ConfigError
+from backupd.postgres import session
+from backupd.postgres.session import Connection, Dsn, translated
+from backupd.redact import printable
+
+LOCK_TIMEOUT_S = 2.0
+RUN_WAIT_S = 10.0  # for the lock of a run that was killed: its server process has to notice first
+_READ = 2000
+_GIVE_UP_AFTER = 3  # rows in a row that are locked: then it is the table
+_RIGHTS = "GRANT SELECT, UPDATE ON the table TO the role in columns_dsn"
+
+_CONTENTION = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.SerializationFailure,
+)
+# A constraint or a trigger of the application's has a say in each row.
+_UNWELCOME = (psycopg.errors.IntegrityError, psycopg.errors.DataError, psycopg.errors.RaiseException)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table as its server knows it: `name` qualified and quoted, `id_type` as SQL writes it, `columns` with their types."""
+
+    name: str
+    oid: int
+    id_column: str
+    id_type: str
+    columns: Mapping[str, str]
+    required: frozenset[str]  # columns that are NOT NULL
+
+    def bytes_of(self, column: str) -> sql.Composable:
+        """The column's value as bytes, whatever text or bytea it is."""
+        name = sql.Identifier(column)
+        return name if self.columns[column] == "bytea" else sql.SQL("convert_to({}::text, 'UTF8')").format(name)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`value` is what is to be replaced, `beside` what the column holds that the new value goes to, if that is another."""
+
+    row_id: str
+    value: bytes = field(repr=False)
+    beside: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Swap:
+    """Put `new` (None: nothing) in the place of the value that was seen in this row."""
+
+    row: Row
+    new: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """The ids of rows that were changed, and of those that the database refused, with its reason. The rest had changed, or were
+    locked."""
+
+    done: frozenset[str]
+    refused: Mapping[str, str]
+
+
+def connect(dsn: Dsn) -> Connection:
+    """A session that sees every row or fails, and waits for no lock for long. Its search_path is the role's: triggers need it.
+
+    Raises as `session.connect` does, and SourceError behind a connection pooler, which would lose the lock on the column.
+    """
+    connection = session.connect(dsn, application_name="backupd columns", autocommit=True)
+    try:
+        with translated("prepare the session"):
+            _set(connection, "row_security", "off")
+            _set(connection, "lock_timeout", f"{LOCK_TIMEOUT_S}s")
+            _set(connection, "default_transaction_isolation", "read committed")
+        session.refuse_pooler(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def find(connection: Connection, table: str, id_column: str) -> Table:
+    """The table of this name, which has to be the only one if no schema is given. Raises ConfigError, and SourceError.
+
+    A row's id has to be unique and never NULL: it says which row a value belongs to.
+    """
+    shown = printable(table)
+    with translated(f"find table {shown}"):
+        found = connection.execute(
+            "SELECT c.oid::int8, format('%%I.%%I', n.nspname, c.relname)"
+            " FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
+            " WHERE relkind IN ('r', 'p') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'"
+            " AND parse_ident(%(name)s) IN (ARRAY[relname::text], ARRAY[nspname::text, relname::text]) ORDER BY 2",
+            {"name": table},
+        ).fetchall()
+    if len(found) != 1:
+        what = "there is no table" if not found else f"{len(found)} schemas have a table"
+        raise ConfigError(f"{what} {shown}", "write SCHEMA.TABLE in [[sources.….totp]]")
+    [(oid, name)] = found
+    with translated(f"read the columns of {shown}"):
+        columns = connection.execute(
+            "SELECT attname::text, format_type(atttypid, NULL), attnotnull, EXISTS (SELECT FROM pg_index"
+            " WHERE indrelid = attrelid AND indisunique AND indisvalid AND indpred IS NULL AND indnkeyatts = 1"
+            " AND indkey[0] = attnum) FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped",
+            (oid,),
+        ).fetchall()
+    ids = [(kind, required, unique) for column, kind, required, unique in columns if column == id_column]
+    if not ids:
+        raise ConfigError(f"there is no column {shown}.{printable(id_column)}", "look at id_column in [[sources.….totp]]")
+    [(id_type, required, unique)] = ids
+    if not (required and unique):
+        raise ConfigError(
+            f"{shown}.{printable(id_column)} is not the id of a row: it is not unique, or may be NULL", "name the primary key"
+        )
+    types = {column: kind for column, kind, _, _ in columns}
+    return Table(name, oid, id_column, id_type, types, frozenset(column for column, _, needed, _ in columns if needed))
+
+
+@contextmanager
+def exclusive(connection: Connection, table: Table, column: str) -> Iterator[None]:
+    """Nobody else works on this column by way of backupd inside the block. Raises Busy."""
+    key = (f"backupd columns {table.oid}.{column}",)
+    with translated("lock the column for this run"):
+        _set(connection, "lock_timeout", f"{RUN_WAIT_S}s")
+        try:
+            connection.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", key)
+        except psycopg.errors.LockNotAvailable:
+            raise Busy(f"another run is at work on {printable(f'{table.name}.{column}')}", "wait until it has ended") from None
+        _set(connection, "lock_timeout", f"{LOCK_TIMEOUT_S}s")
+    try:
+        yield
+    finally:
+        with suppress(psycopg.Error):  # a session that was lost holds no lock
+            connection.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", key)
+
+
+def values(connection: Connection, table: Table, column: str) -> Iterator[bytes]:
+    """Every value of the column that is not NULL, in a transaction of its own. Raises SourceDenied and SourceError."""
+    query = sql.SQL("SELECT {} FROM {} WHERE {} IS NOT NULL").format(
+        table.bytes_of(column), sql.SQL(table.name), sql.Identifier(column)
+    )
+    with (
+        translated(f"read {printable(table.name)}.{printable(column)}", "GRANT SELECT on it to the role"),
+        connection.transaction(),
+        connection.cursor("column_values") as cursor,
+    ):
+        cursor.itersize = _READ
+        cursor.execute(query)
+        for (value,) in cursor:
+            yield bytes(value)
+
+
+def count(connection: Connection, table: Table, column: str, *, but: bytes = b"") -> int:
+    """How many values there are that do not begin with `but`. Raises as `values` does."""
+    query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.SQL(table.name), _wanted(table, column, but))
+    with translated(f"count the rows of {printable(table.name)}", "GRANT SELECT on it to the role"):
+        [(rows,)] = connection.execute(query).fetchall()
+    return int(rows)
+
+
+def batch(
+    connection: Connection, table: Table, column: str, into: str, *, but: bytes, after: str | None, limit: int
+) -> list[Row]:
+    """The next rows after the id `after`, in the order of ids, whose value in `column` does not begin with `but`."""
+    beside = sql.SQL("NULL::bytea") if into == column else table.bytes_of(into)
+    id_column = sql.Identifier(table.id_column)
+    where = [_wanted(table, column, but)]
+    if after is not None:
+        where.append(sql.SQL("{} > {}::{}").format(id_column, sql.Literal(after), sql.SQL(table.id_type)))
+    # Without the alias ORDER BY would mean the output column of that name, which is text and ordered as text.
+    query = sql.SQL(
+        "SELECT {id}::text, {value}, {beside} FROM {table} AS t WHERE {where} ORDER BY t.{id} LIMIT {limit}"
+    ).format(
+        id=id_column,
+        value=table.bytes_of(column),
+        beside=beside,
+        table=sql.SQL(table.name),
+        where=sql.SQL(" AND ").join(where),
+        limit=sql.Literal(limit),
+    )
+    with translated(f"read a batch of {printable(table.name)}", _RIGHTS):
+        found = connection.execute(query).fetchall()
+    return [Row(row_id, bytes(value), None if there is None else bytes(there)) for row_id, value, there in found]
+
+
+def swap(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> Swapped:
+    """Replace the values that are still what was seen. Where `into` is another column, `column` becomes NULL with it.
+
+    A row in which `into` held something by then is left alone, unless it was seen to hold the very thing: then `column` alone
+    is emptied. Raises SourceDenied, SourceUnreachable, SourceFull and SourceError: then what earlier calls did stays done.
+    """
+    if not swaps:
+        return Swapped(frozenset(), {})
+    with translated(f"write to {printable(table.name)}", _RIGHTS):
+        try:
+            return Swapped(_swap(connection, table, column, into, swaps), {})
+        except (*_CONTENTION, *_UNWELCOME):
+            return _one_by_one(connection, table, column, into, swaps)
+
+
+def _one_by_one(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> Swapped:
+    """So that one row which is locked, or unwelcome, keeps no other from being written."""
+    done: set[str] = set()
+    refused: dict[str, str] = {}
+    locked = 0
+    for each in swaps:
+        try:
+            done |= _swap(connection, table, column, into, [each])
+            locked = 0
+        except _CONTENTION:
+            locked += 1
+            if locked == _GIVE_UP_AFTER:
+                break
+        except _UNWELCOME as error:
+            # Not the server's message: a trigger can put the row into it.
+            by = error.diag.constraint_name or "a trigger"
+            refused[each.row.row_id] = printable(f"the database refused the new value: {by} ({error.sqlstate})")
+    return Swapped(frozenset(done), refused)
+
+
+def _swap(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> frozenset[str]:
+    source, target = sql.Identifier(column), sql.Identifier(into)
+    change: sql.Composable
+    there: sql.Composable
+    if into == column:
+        change = sql.SQL("{} = v.new").format(source)
+        there = sql.SQL("true")
+    else:
+        change = sql.SQL("{} = v.new, {} = NULL").format(target, source)
+        there = sql.SQL("(t.{0} IS NULL AND v.beside IS NULL OR sha256(t.{0}) = v.beside)").format(target)
+    statement = sql.SQL(
+        "UPDATE {table} AS t SET {change}"
+        " FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bytea[]) AS v(id, seen, beside, new)"
+        " WHERE t.{id} = v.id::{id_type} AND sha256({value}) = v.seen AND {there} RETURNING v.id"
+    ).format(
+        table=sql.SQL(table.name),
+        change=change,
+        id=sql.Identifier(table.id_column),
+        id_type=sql.SQL(table.id_type),
+        value=table.bytes_of(column),
+        there=there,
+    )
+    parameters = (
+        [each.row.row_id for each in swaps],
+        [_digest(each.row.value) for each in swaps],
+        [None if each.row.beside is None else _digest(each.row.beside) for each in swaps],
+        [each.new for each in swaps],
+    )
+    return frozenset(row_id for (row_id,) in connection.execute(statement, parameters).fetchall())
+
+
+def _wanted(table: Table, column: str, but: bytes) -> sql.Composable:
+    name = sql.Identifier(column)
+    wanted = sql.SQL("{} IS NOT NULL").format(name)
+    if not but:
+        return wanted
+    begins = sql.SQL("substring({} FROM 1 FOR {})").format(table.bytes_of(column), sql.Literal(len(but)))
+    return sql.SQL("{} AND {} <> {}").format(wanted, begins, sql.Literal(but))
+
+
+def _digest(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
+
+
+def _set(connection: Connection, name: str, value: str) -> None:
+    connection.execute("SELECT set_config(%s, %s, false)", (name, value))

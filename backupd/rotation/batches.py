@@ -1,0 +1,112 @@
+"""How rows are rewritten: in batches, by compare and swap, again and again until no row is left that should be.
+
+A row that the application writes in between is not touched: its new value is met in the next pass. A row that cannot be read is
+left as it is and told by its id. Owns no key and no transaction; nothing is remembered between two runs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from backupd.columns import ColumnError
+from backupd.errors import SourceError
+from backupd.postgres import column_rows
+from backupd.postgres.column_rows import Row, Swap, Table
+from backupd.postgres.session import Connection
+from backupd.redact import printable
+from backupd.rotation import SHOWN, Moved, Pace
+
+STALLED_PASSES = 5  # that could write nothing of what there was to write
+MOST_PASSES = 100  # an application that goes on writing the old form makes work for ever
+
+Recode = Callable[[Row], bytes | None]
+"""The new value for a row, None for nothing. Raises ColumnError: the row is left as it is."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """What came of it: rows rewritten, and how often one was not the one that was read; rows left, the first with reasons."""
+
+    done: int = 0
+    overtaken: int = 0
+    passes: int = 0
+    left_rows: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+
+    def leave(self, row_id: str, reason: str) -> None:
+        self.left_rows += 1
+        if len(self.left) < SHOWN:
+            self.left[row_id] = reason
+
+
+def rewrite(
+    connection: Connection,
+    table: Table,
+    column: str,
+    into: str,
+    recode: Recode,
+    *,
+    but: bytes,
+    pace: Pace,
+    moved: Moved,
+    tally: Tally,
+) -> None:
+    """Rewrite every value of `column` that does not begin with `but`, and put it `into` a column, which may be the same.
+
+    `tally` is kept as it goes, so that it tells the truth also when this raises: SourceError in all its kinds.
+    """
+    stalled = 0
+    while tally.passes < MOST_PASSES:
+        tried, done = _pass(connection, table, column, into, recode, but=but, pace=pace, moved=moved, tally=tally)
+        if not tried:
+            return
+        stalled = 0 if done else stalled + 1
+        if stalled == STALLED_PASSES:
+            raise SourceError(
+                f"{tried} rows of {printable(table.name)} cannot be written: they are locked, or a trigger keeps them so",
+                "end the transactions that have been open for long (pg_stat_activity), and run it again",
+            )
+    raise SourceError(
+        f"applications go on writing {printable(table.name)}.{printable(column)} as before",
+        "let each of them fetch the keyring anew, or update it, and run this again",
+    )
+
+
+def _pass(
+    connection: Connection,
+    table: Table,
+    column: str,
+    into: str,
+    recode: Recode,
+    *,
+    but: bytes,
+    pace: Pace,
+    moved: Moved,
+    tally: Tally,
+) -> tuple[int, int]:
+    """Once through the table; how many rows were to be rewritten, and how many were. What was left is told anew each time."""
+    tally.passes += 1
+    tally.left_rows, tally.left = 0, {}
+    tried, done, after = 0, 0, None
+    while rows := column_rows.batch(connection, table, column, into, but=but, after=after, limit=pace.batch):
+        after = rows[-1].row_id
+        swaps = []
+        for row in rows:
+            try:
+                swaps.append(Swap(row, recode(row)))
+            except ColumnError as error:
+                tally.leave(row.row_id, error.message)
+        swapped = column_rows.swap(connection, table, column, into, swaps)
+        for row_id, reason in swapped.refused.items():
+            tally.leave(row_id, reason)
+        overtaken = len(swaps) - len(swapped.done) - len(swapped.refused)
+        tried += len(swapped.done) + overtaken
+        done += len(swapped.done)
+        tally.done += len(swapped.done)
+        tally.overtaken += overtaken
+        moved(len(rows))
+        if pace.pause_s:
+            time.sleep(pace.pause_s)
+    return tried, done

@@ -1,0 +1,30 @@
+"""Where a configured column's values stand: its table on the server, and each value's cell as the application spells it."""
+
+from __future__ import annotations
+
+from backupd.columns import Cell
+from backupd.errors import ConfigError
+from backupd.postgres import column_rows
+from backupd.postgres.column_rows import Table
+from backupd.postgres.session import Connection
+from backupd.redact import printable
+from backupd.rotation import SecretColumn
+
+
+def cell(column: SecretColumn, row_id: str) -> Cell:
+    """The cell of the encrypted value in this row."""
+    return Cell(column.table, column.column, row_id)
+
+
+def table(connection: Connection, column: SecretColumn) -> Table:
+    """The table, if it has the encrypted column. Raises ConfigError."""
+    found = column_rows.find(connection, column.table, column.id_column)
+    kind = found.columns.get(column.column)
+    if kind is None:
+        hint = "look at [[sources.….totp]]" if column.former is None else "the stage `column` of `columns encrypt` adds it"
+        raise ConfigError(f"there is no column {printable(column.name)}", hint)
+    if column.cipher == "aes-256-gcm" and kind != "bytea":
+        raise ConfigError(
+            f"{printable(column.name)} is of type {kind}; AES-256-GCM is kept in bytea", "name the column of that type"
+        )
+    return found

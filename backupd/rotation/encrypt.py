@@ -1,0 +1,211 @@
+"""Secrets move from a column in clear text, Fernet or pgcrypto into one of AES-256-GCM beside it, while applications use them.
+
+    column  the column of bytes is added, empty; the former one may be NULL from now on
+            → the application's new version is put in place everywhere: it reads the new column, and the former where that is
+              NULL, and writes to the new one alone, emptying the former in the same UPDATE
+    rows    every value of the former column is encrypted into the new one, and taken from the former, in one UPDATE a row
+    finish  the former column is dropped, once it is shown to be empty and nobody can write to it
+
+One shape serves all: text becomes bytes without the table being rewritten, and old and new never share a column, so that no
+version of the application meets a value of a form that it does not know. What a row holds is moved as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from backupd.audit.records import Operation
+from backupd.audit.trail import Run, Trail
+from backupd.columns import Cell, Cipher, ColumnError, Malformed
+from backupd.columns.aes_gcm import AesGcm
+from backupd.columns.ciphers import open_cipher
+from backupd.columns.forms import Form, form_of
+from backupd.errors import ConfigError, Tampered
+from backupd.postgres import column_change, column_rows, pgcrypto
+from backupd.postgres.column_rows import Row
+from backupd.postgres.session import Dsn
+from backupd.redact import Secret, printable
+from backupd.rotation import Former, Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
+from backupd.rotation.batches import Tally, rewrite
+
+
+class Stage(StrEnum):
+    """In this order."""
+
+    COLUMN = "column"
+    ROWS = "rows"
+    FINISH = "finish"
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """Where a scratch server for pgcrypto may lie, and its programs; the other forms need none."""
+
+    client_directories: tuple[Path, ...] = ()
+    scratch_directory: Path | None = None
+
+
+_NEXT = {
+    Stage.COLUMN: "put the application's new version in place everywhere, which reads both columns and writes the new one;"
+    " then --stage rows --apply",
+    Stage.ROWS: "look with `backupd columns status`, back up and drill; then --stage finish --apply",
+    Stage.FINISH: "remove `former` from the configuration. Backups and disks still hold the old values: see"
+    " docs/rotating-column-keys.md",
+}
+
+
+class BothFilled(ColumnError):
+    """A row holds two secrets, and nobody here knows which one its owner's phone has."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "both columns hold a value, and they are not the same secret", "keep the right one, and set the other to NULL"
+        )
+
+
+def plan(column: SecretColumn, dsn: Dsn, trail: Trail) -> Report:
+    """What is to be done next, and how many values there are to move. Changes nothing."""
+    former = _former(column)
+    with (
+        trail.recording(Operation.COLUMNS, source=column.source, action="encrypt", column=column.name, stage="plan"),
+        closing(column_rows.connect(dsn)) as connection,
+    ):
+        table = column_rows.find(connection, column.table, column.id_column)
+        if former.column not in table.columns:
+            return Report(column, "encrypt", "done", False, next=_NEXT[Stage.FINISH])
+        rows = column_rows.count(connection, table, former.column)
+    figures = {"rows_to_move": rows}
+    if column.column not in table.columns or former.column in table.required:
+        stage = Stage.COLUMN
+    else:
+        stage = Stage.ROWS if rows else Stage.FINISH
+    return Report(column, "encrypt", stage.value, False, figures, next=f"--stage {stage.value} --apply")
+
+
+def encrypt(
+    column: SecretColumn,
+    dsn: Dsn,
+    stage: Stage,
+    trail: Trail,
+    pace: Pace,
+    opening: Opening = Opening(),
+    moved: Moved = lambda _: None,
+) -> Report:
+    """One stage. Raises RowsLeft when values could not be moved, ConfigError for a stage whose turn it is not, Refused, Busy,
+    SourceDenied that says what the table's owner has to do, SourceError, and what custodians raise."""
+    former = _former(column)
+    details = {"action": "encrypt", "column": column.name, "former": former.column, "stage": stage.value}
+    with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
+        if stage is Stage.ROWS:
+            return _rows(column, former, dsn, run, pace, opening, moved)
+        with closing(column_rows.connect(dsn)) as connection:
+            table = column_rows.find(connection, column.table, column.id_column)
+            with column_rows.exclusive(connection, table, column.column):
+                if stage is Stage.COLUMN:
+                    column_change.add(connection, table, column.column, former.column)
+                elif former.column in table.columns:
+                    column_change.finish(connection, table, former.column)
+    return Report(column, "encrypt", stage.value, True, next=_NEXT[stage])
+
+
+def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
+    keyring, tally = keyrings.fetched(column.keys).keyring, Tally()
+    run.note(key_id=keyring.current)
+    with (
+        closing(column_rows.connect(dsn)) as connection,
+        _opened(former, opening) as source,
+    ):
+        table = cells.table(connection, column)
+        if former.column not in table.columns:
+            raise ConfigError(f"there is no column {printable(f'{column.table}.{former.column}')}", "look at totp.former")
+        if former.column in table.required:
+            raise ConfigError(f"{printable(former.column)} may not be NULL yet", "the stage `column` comes first")
+        recode = _Recode(column, source, AesGcm(keyring))
+        with column_rows.exclusive(connection, table, column.column):
+            try:
+                rewrite(connection, table, former.column, column.column, recode, but=b"", pace=pace, moved=moved, tally=tally)
+            finally:
+                run.note(rows_moved=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
+    figures = {"rows_moved": tally.done, "overtaken": tally.overtaken}
+    report = Report(
+        column,
+        "encrypt",
+        Stage.ROWS.value,
+        True,
+        figures,
+        tally.left,
+        tally.left_rows,
+        key_id=keyring.current,
+        next=_NEXT[Stage.ROWS],
+    )
+    if report.left_rows:
+        raise RowsLeft(report)
+    return report
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What opens the former column's values; `cipher` is None for clear text. No such form knows its row."""
+
+    column: str
+    form: Form
+    cipher: Cipher | None
+
+    def open(self, row: Row) -> Secret:
+        """Raises ColumnError for a value of another form than configured: encrypted twice, it would open for nobody."""
+        told = form_of(row.value).form
+        if told is not self.form:
+            raise Malformed(f"it looks like {told.value}, not like {self.form.value}")
+        if self.cipher is None:
+            return Secret(row.value, "column value")
+        return self.cipher.decrypt(Cell("", self.column, row.row_id), row.value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Recode:
+    """A row's new value: what it held, encrypted for its new cell."""
+
+    column: SecretColumn
+    source: _Source
+    target: AesGcm
+
+    def __call__(self, row: Row) -> bytes | None:
+        if form_of(row.value).form is Form.EMPTY:
+            return row.beside
+        plaintext = self.source.open(row)
+        cell = cells.cell(self.column, row.row_id)
+        if row.beside is not None:
+            if self.target.decrypt(cell, row.beside) != plaintext:
+                raise BothFilled
+            return row.beside
+        new = self.target.encrypt(cell, plaintext)
+        if self.target.decrypt(cell, new) != plaintext:
+            raise Tampered(f"what was encrypted for row {row.row_id} does not decrypt", "nothing was written: report this")
+        return new
+
+
+@contextmanager
+def _opened(former: Former, opening: Opening) -> Iterator[_Source]:
+    """The former column's cipher, with a scratch server if it is pgcrypto. Raises CouldNotVerify, and KeysUnusable."""
+    form = Form(former.cipher)
+    if former.keys is None:
+        yield _Source(former.column, form, None)
+        return
+    keys = former.keys.fetch()
+    if form is not Form.PGCRYPTO:
+        yield _Source(former.column, form, open_cipher(former.cipher, keys))
+        return
+    with pgcrypto.scratch_opener(opening.client_directories, opening.scratch_directory) as decrypt:
+        yield _Source(former.column, form, open_cipher(former.cipher, keys, decrypt))
+
+
+def _former(column: SecretColumn) -> Former:
+    if column.former is None:
+        raise ConfigError(
+            f"{printable(column.name)} has no former column to move secrets from", "name it: [sources.NAME.totp.former]"
+        )
+    return column.former

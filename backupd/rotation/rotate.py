@@ -1,0 +1,149 @@
+"""A column's values change over to another key, while applications read and write them.
+
+    add      the key joins the keyring; nobody encrypts with it yet
+             → every application that fetches the keyring at its start alone is started anew, and can read the key
+    promote  it becomes the current key: what is written from now on names it
+             → the same once more, so that nobody writes under the old key any more
+    rows     every value under another key is rewritten
+
+Applications that fetch the keyring anew when they meet an unknown key need nothing in between; for them `all` does all three.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import UTC, datetime
+from enum import StrEnum
+
+from backupd.audit.records import Operation
+from backupd.audit.trail import Run, Trail
+from backupd.columns import aes_gcm
+from backupd.columns.aes_gcm import AesGcm
+from backupd.columns.keyring import Keyring
+from backupd.errors import ConfigError, Tampered
+from backupd.postgres import column_rows
+from backupd.postgres.column_rows import Row
+from backupd.postgres.session import Dsn
+from backupd.rotation import Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
+from backupd.rotation.batches import Tally, rewrite
+from backupd.rotation.keyrings import Kept
+
+
+class Stage(StrEnum):
+    """In this order; ALL is the three of them in a row."""
+
+    ADD = "add"
+    PROMOTE = "promote"
+    ROWS = "rows"
+    ALL = "all"
+
+
+_FETCH = "let every application fetch the keyring anew (one that fetches it at its start alone: start it anew)"
+
+
+def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail) -> Report:
+    """What is to be done next for the column to be under `key_id`, and how many rows are under another key. Changes nothing."""
+    _require_gcm(column)
+    with trail.recording(
+        Operation.COLUMNS, source=column.source, action="rotate", column=column.name, stage="plan", key_id=key_id
+    ):
+        keyring = keyrings.fetched(column.keys).keyring
+        with closing(column_rows.connect(dsn)) as connection:
+            table = cells.table(connection, column)
+            rows = column_rows.count(connection, table, column.column, but=aes_gcm.head(key_id))
+    stage = _due(keyring, key_id)
+    figures = {"rows_under_other_keys": rows}
+    if stage is Stage.ROWS and not rows:
+        return Report(column, "rotate", "done", False, figures, key_id=key_id, next=_retire(keyring))
+    return Report(column, "rotate", stage.value, False, figures, key_id=key_id, next=f"--stage {stage.value} --apply")
+
+
+def rotate(
+    column: SecretColumn, dsn: Dsn, key_id: str, stage: Stage, trail: Trail, pace: Pace, moved: Moved = lambda _: None
+) -> Report:
+    """One stage, or all. Raises RowsLeft when rows could not be rewritten, ConfigError for a stage whose turn it is not,
+    SecretChanged and CustodyError of the keyring's place, Busy, SourceError."""
+    _require_gcm(column)
+    details = {"action": "rotate", "column": column.name, "stage": stage.value, "key_id": key_id}
+    with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
+        kept = keyrings.fetched(column.keys)
+        if stage in (Stage.ADD, Stage.ALL):
+            kept = _add(kept, key_id)
+        if stage in (Stage.PROMOTE, Stage.ALL):
+            kept = _promote(kept, key_id)
+        if stage in (Stage.ROWS, Stage.ALL):
+            return _rows(column, dsn, kept.keyring, key_id, stage, run, pace, moved)
+    following = "promote" if stage is Stage.ADD else "rows"
+    return Report(column, "rotate", stage.value, True, key_id=key_id, next=f"{_FETCH}; then --stage {following} --apply")
+
+
+def _add(kept: Kept, key_id: str) -> Kept:
+    if key_id in kept.keyring.keys:
+        return kept
+    fresh = Keyring.generate(key_id, datetime.now(UTC).date())
+    return kept.replace(
+        kept.keyring.joined(fresh),
+        f"there, add to `keys` a member {key_id!r} with what `openssl rand -base64 32` prints, to `created` today's date for"
+        " it, and leave `current` as it is; then go on with the next stage",
+    )
+
+
+def _promote(kept: Kept, key_id: str) -> Kept:
+    if key_id not in kept.keyring.keys:
+        raise ConfigError(f"the keyring has no key {key_id!r} yet", "the stage `add` comes first")
+    if kept.keyring.current == key_id:
+        return kept
+    return kept.replace(kept.keyring.promoted(key_id), f"there, set `current` to {key_id!r}; then go on with the next stage")
+
+
+def _rows(
+    column: SecretColumn, dsn: Dsn, keyring: Keyring, key_id: str, stage: Stage, run: Run, pace: Pace, moved: Moved
+) -> Report:
+    if keyring.current != key_id:
+        due = _due(keyring, key_id)
+        raise ConfigError(f"{key_id!r} is not the keyring's current key", f"the stage `{due.value}` comes first")
+    cipher, tally = AesGcm(keyring), Tally()
+
+    def recode(row: Row) -> bytes:
+        cell = cells.cell(column, row.row_id)
+        plaintext = cipher.decrypt(cell, row.value)
+        new = cipher.encrypt(cell, plaintext)
+        if cipher.decrypt(cell, new) != plaintext:
+            raise Tampered(f"what was encrypted for row {row.row_id} does not decrypt", "nothing was written: report this")
+        return new
+
+    with closing(column_rows.connect(dsn)) as connection:
+        table = cells.table(connection, column)
+        head = aes_gcm.head(key_id)
+        with column_rows.exclusive(connection, table, column.column):
+            try:
+                rewrite(connection, table, column.column, column.column, recode, but=head, pace=pace, moved=moved, tally=tally)
+            finally:
+                run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
+    figures = {"rows_rewritten": tally.done, "overtaken": tally.overtaken}
+    report = Report(
+        column, "rotate", stage.value, True, figures, tally.left, tally.left_rows, key_id=key_id, next=_retire(keyring)
+    )
+    if report.left_rows:
+        raise RowsLeft(report)
+    return report
+
+
+def _due(keyring: Keyring, key_id: str) -> Stage:
+    if key_id not in keyring.keys:
+        return Stage.ADD
+    return Stage.PROMOTE if keyring.current != key_id else Stage.ROWS
+
+
+def _retire(keyring: Keyring) -> str:
+    """What to do with the keys that no row names any more."""
+    others = [key_id for key_id in keyring.keys if key_id != keyring.current]
+    return f"{_FETCH}; then `backupd columns retire` for {', '.join(others)}" if others else ""
+
+
+def _require_gcm(column: SecretColumn) -> None:
+    if column.cipher != "aes-256-gcm":
+        raise ConfigError(
+            f"{column.name} is encrypted with {column.cipher}, whose keys have no ids",
+            "move it over to aes-256-gcm: `backupd columns encrypt`",
+        )
