@@ -44,7 +44,7 @@ def released_options(function: Callable[..., Any]) -> Callable[..., Any]:
     import functools
 
     @click.option(
-        "--session-key", type=click.Path(path_type=Path), help="A release of one backup's session keys, for a secret key."
+        "--session-key", type=click.Path(path_type=Path), help="One backup's released session keys, instead of a key."
     )
     @click.option("--request-key", type=click.Path(path_type=Path), help="The one-time key of the request that it answers.")
     @functools.wraps(function)
@@ -77,7 +77,7 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
     by another way. The one-time key stays here; remove it after the restore. A request lives seven days.
 
     \b
-    backupd keys request clinic --out /dev/shm/clinic.request --operator 'Ana Ruiz' --reason 'restore after disk loss'
+    backupd keys request clinic --out /dev/shm/clinic.request --reason 'restore after disk loss'
     """
     from backupd.audit.records import Operation
     from backupd.release.request import ask, code_of

@@ -103,7 +103,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, postgres17: PostgresServer, 
         a = clinic.back_up()
         clinic.database.execute("INSERT INTO appointments (user_id, \"when\", note) VALUES (1, now(), 'after a')")
         b = clinic.back_up()
-        who = ("--operator", "A. Person", "--reason", "a disk was lost")
+        who = ("--operator", "the asker", "--reason", "a disk was lost")
         asked = (
             clinic.run("keys", "request", SOURCE, "--backup", a, "--out", str(place / "a.request"), *who, "--json").ok().json
         )
@@ -129,7 +129,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, postgres17: PostgresServer, 
                     "--out",
                     str(safe / "a.release"),
                     "--operator",
-                    "K. Eeper",
+                    "the custodian",
                     "--json",
                 ),
             )
@@ -213,7 +213,7 @@ def test_b_is_refused_before_a_byte_reaches_gpg_or_pg_restore(night: Night, comm
 def test_request_and_release_are_recorded(night: Night) -> None:
     """The request in the trail; the release, on a machine that has none, in what is printed."""
     [intent, outcome] = [
-        each for each in night.clinic.records() if each["operation"] == "keys" and each["actor"]["operator"] == "A. Person"
+        each for each in night.clinic.records() if each["operation"] == "keys" and each["actor"]["operator"] == "the asker"
     ]
     assert (intent["source"], intent["backup_id"], intent["phase"], outcome["phase"]) == (SOURCE, night.a, "intent", "done")
     assert intent["actor"]["reason"] == "a disk was lost"
@@ -221,8 +221,8 @@ def test_request_and_release_are_recorded(night: Night) -> None:
     record = night.answered
     assert record["released"] is True
     assert (record["backup_id"], record["source"], record["code"]) == (night.a, SOURCE, night.asked["code"])
-    assert record["asked_by"]["operator"] == "A. Person"
-    assert record["released_by"]["operator"] == "K. Eeper"
+    assert record["asked_by"]["operator"] == "the asker"
+    assert record["released_by"]["operator"] == "the custodian"
     assert record["keys_used"] == [night.clinic.secrets.escrow.fingerprint]
 
 
@@ -233,7 +233,7 @@ def test_a_release_where_there_is_a_trail_is_recorded_there(night: Night, tmp_pa
     night.clinic.run(*where, *key, "--out", str(tmp_path / "release"), "--json").ok()
     intent, outcome = night.clinic.records()[-2:]
     assert (intent["operation"], intent["source"], intent["backup_id"]) == ("keys", SOURCE, night.a)
-    assert intent["details"]["asked_by"].startswith("A. Person, as ")
+    assert intent["details"]["asked_by"].startswith("the asker, as ")
     assert outcome["details"]["fingerprints"] == [night.clinic.secrets.operations.fingerprint]
     other = night.clinic.run(*where, *key, "--code", "0000-0000-0000-0000-0000", "--out", str(tmp_path / "no"), "--json")
     assert other.code == 4
@@ -247,7 +247,7 @@ def test_people_are_shown_what_is_proved_and_what_is_not(night: Night, tmp_path:
     looked = offline(night.clinic, *where).ok().stdout
     for expected in (
         night.a,
-        "A. Person",
+        "the asker",
         "a disk was lost",
         night.asked["code"],
         "not proved: who asks",

@@ -30,7 +30,7 @@ from backupd.stores import Store, open_store
 from tests.e2e.rig import Pairs
 
 PLAIN = b"PGDMP and then what a dump holds" * 1000
-ASKER = Actor("dba", "restore1", Via.CLI, "A. Person", "a disk was lost")
+ASKER = Actor("dba", "restore1", Via.CLI, "the asker", "a disk was lost")
 CUSTODIAN = Actor("keeper", "safe1", Via.CLI)
 
 
