@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from backupd.redact import Secret
 from backupd.release import accept
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
 from tests.parts.postgres import Database, PostgresServer, postgres_bin
+from tests.parts.process import short_directory
 
 # Notes how it was called, and with a session key also which secret keys its home has, then is the real one.
 GPG = """\
@@ -260,6 +262,27 @@ def test_people_are_shown_what_is_proved_and_what_is_not(night: Night, tmp_path:
     assert record["backup_id"] == night.a
     assert "Keep this record" in released
     assert (tmp_path / "release").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_custodians_own_gpg_releases_too(night: Night, tmp_path: Path) -> None:
+    """Where the key is in a keyring, or on a card: no file holds it, and backupd does not see it."""
+    with short_directory("bd-keyring-") as keyring:
+        environment = {**os.environ, "GNUPGHOME": str(keyring)}
+        gpg = ("gpg", "--batch", "--quiet", "--no-tty")
+        try:
+            subprocess.run(
+                [*gpg, "--import"], input=night.clinic.secrets.escrow.secret.reveal(), env=environment, check=True, timeout=120
+            )
+            where = ("keys", "release", night.asked["request"], "--signer", str(night.safe / "signing.pub.asc"))
+            own = ("--gpg-home", str(keyring), "--out", str(tmp_path / "release"))
+            done = offline(night.clinic, *where, *own, "--json").ok().json
+            assert done["keys_used"] == [night.clinic.secrets.escrow.fingerprint]
+            keys, _ = accept((tmp_path / "release").read_bytes(), Secret(night.key.read_bytes()))
+            assert keys.backup_id == night.a
+            both = ("--secret-key", str(night.safe / "escrow.sec.asc"), *own)
+            assert offline(night.clinic, *where, *both).code == 2
+        finally:
+            subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=True, timeout=120)
 
 
 def test_files_are_private_and_never_written_over(night: Night) -> None:
