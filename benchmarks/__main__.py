@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from benchmarks import imports
 from benchmarks.bench import Bench
 
 LIMITS = {
@@ -60,6 +61,7 @@ def main() -> int:
                 worked[name].append(busy_s() - before)
                 say(f"round {number}: {name} {taken[name][-1]:.2f} s, {worked[name][-1]:.2f} core-seconds")
         report(taken, worked)
+    imports.report()
     return 0
 
 
