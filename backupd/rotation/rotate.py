@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from backupd.audit.records import Operation
 from backupd.audit.trail import Run, Trail
-from backupd.columns import aes_gcm
+from backupd.columns import KeysUnusable, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import ConfigError, Tampered
@@ -43,7 +43,7 @@ _FETCH = "let every application fetch the keyring anew (one that fetches it at i
 
 def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail) -> Report:
     """What is to be done next for the column to be under `key_id`, and how many rows are under another key. Changes nothing."""
-    _require_gcm(column)
+    _require(column, key_id)
     with trail.recording(
         Operation.COLUMNS, source=column.source, action="rotate", column=column.name, stage="plan", key_id=key_id
     ):
@@ -63,7 +63,7 @@ def rotate(
 ) -> Report:
     """One stage, or all. Raises RowsLeft when rows could not be rewritten, ConfigError for a stage whose turn it is not,
     SecretChanged and CustodyError of the keyring's place, Busy, SourceError."""
-    _require_gcm(column)
+    _require(column, key_id)
     details = {"action": "rotate", "column": column.name, "stage": stage.value, "key_id": key_id}
     with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
         kept = keyrings.fetched(column.keys)
@@ -80,6 +80,8 @@ def rotate(
 def _add(kept: Kept, key_id: str) -> Kept:
     if key_id in kept.keyring.keys:
         return kept
+    if key_id in kept.keyring.retired:
+        raise ConfigError(f"the key {key_id!r} was retired", "choose a new id: an id stands for one key, for ever")
     fresh = Keyring.generate(key_id, datetime.now(UTC).date())
     return kept.replace(
         kept.keyring.joined(fresh),
@@ -141,9 +143,13 @@ def _retire(keyring: Keyring) -> str:
     return f"{_FETCH}; then `backupd columns retire` for {', '.join(others)}" if others else ""
 
 
-def _require_gcm(column: SecretColumn) -> None:
+def _require(column: SecretColumn, key_id: str) -> None:
     if column.cipher != "aes-256-gcm":
         raise ConfigError(
             f"{column.name} is encrypted with {column.cipher}, whose keys have no ids",
             "move it over to aes-256-gcm: `backupd columns encrypt`",
         )
+    try:
+        Keyring.generate(key_id)
+    except KeysUnusable as error:
+        raise ConfigError(error.message, error.hint) from error

@@ -123,7 +123,7 @@ def clinic(database: Database, directory: Path, *, sealed_column: bool = True) -
         for rights in ("SELECT, UPDATE", "SELECT"):
             role, password = server.create_role()
             database.execute(f"GRANT {rights} ON users TO {role}")
-            held.callback(database.execute, f"DROP OWNED BY {role}; DROP ROLE {role}")
+            held.callback(database.execute, f"REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}")
             roles.append((role, Dsn.parse(server.dsn(database.name, role, password))))
         keep(directory / "keyring.json", Keyring.generate(FIRST).render().reveal())
         trail = Trail(open_trail_store(f"sqlite:///{directory}/audit.db"), Actor("tester", "here", Via.CLI))

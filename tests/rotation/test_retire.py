@@ -183,3 +183,9 @@ def test_a_column_that_is_gone_keeps_the_key(rotated: Clinic, pairs: Pairs) -> N
     missing = dataclasses.replace(rotated.column(), column="gone")
     with pytest.raises(ConfigError, match="no column"):
         turn(rotated, pairs, also=(missing,))
+
+
+def test_the_id_of_a_retired_key_is_not_given_away_again(rotated: Clinic, pairs: Pairs) -> None:
+    turn(rotated, pairs)
+    with pytest.raises(ConfigError, match="was retired"):
+        rotate(rotated.column(), rotated.writer, FIRST, Stage.ADD, rotated.trail, Pace())
