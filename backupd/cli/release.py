@@ -134,8 +134,8 @@ def release(
     """Show what REQUEST asks for and, with --out, release the session keys of that one backup.
 
     To be run where the secret key is. It needs backupd and gpg, no configuration and no network. The release is sealed to the
-    one-time key of the request, and opens this backup and no other. With a configuration it is recorded in its trail; keep the
-    record that is printed in any case.
+    one-time key of the request, and opens this backup and no other. With a configuration it is recorded in its trail; without
+    one, keep the record that is printed.
 
     \b
     backupd keys release clinic.request --signer signing.pub.asc

@@ -112,7 +112,7 @@ def _judge(unsealing: messages.Unsealing) -> None:
         unsealing.judge()
     except SecretUnavailable as error:
         raise SecretUnavailable(
-            "this release answers another request: its session keys are not sealed to this one-time key",
+            "this release answers another request, or is damaged: the one-time key does not open it",
             "give the key that was made with the request, with --request-key",
         ) from error
     except Tampered as error:

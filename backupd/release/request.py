@@ -114,7 +114,7 @@ def read(data: bytes) -> Request:
         request = _request(raw)
         if render(request) != data:
             raise ValueError("it is spelt in another way than backupd spells requests")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, OverflowError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Tampered("this is no request for session keys, or a damaged one", "have it made and sent anew") from error
     return request
 
