@@ -121,10 +121,13 @@ class _Sealed(hybrid_property[Secret | None]):
         value = getattr(instance, self._attribute)
         if isinstance(value, _Unsealed):
             return value.secret
+        state = inspect(instance)
+        if not state.has_identity and self._waiting in state.info:
+            waiting: Secret = state.info[self._waiting]
+            return waiting
         if value is not None:
             return self._open(instance, value)
-        waiting: Secret | None = inspect(instance).info.get(self._waiting)
-        return waiting if waiting is not None or self._former is None else self._get_former(instance, self._former)
+        return None if self._former is None else self._get_former(instance, self._former)
 
     def _set(self, instance: Any, value: Secret | None) -> None:
         if value is not None and not isinstance(value, Secret):

@@ -285,6 +285,7 @@ def test_an_object_that_was_rolled_back_and_is_added_again_is_sealed_for_its_new
         session.flush()
         first_id = user.id
         session.rollback()
+        assert user.totp_secret == Secret("AAAAAAAAAAAAAAAA")
         make_transient(user)
         user.id = None  # type: ignore[assignment]  # how a row is added anew
         session.add(user)
