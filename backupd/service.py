@@ -20,6 +20,7 @@ from backupd.audit import open_trail_store
 from backupd.audit.records import Actor, Operation, Via
 from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, Entry
+from backupd.custodians import Custodians
 from backupd.custody import Custodian, SecretRef, open_custodian
 from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused
 from backupd.manifest import Level, Manifest
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # an operation's own room is imported by the method that runs
     from backupd.postgres.roles import RolesReport
     from backupd.rotation import Moved, Pace, Report, SecretColumn, encrypt, rotate
     from backupd.rotation.status import Status
+    from backupd.separation import Identities
     from backupd.verify import Proof
 
 KEY_BYTES = 1 << 20
@@ -75,6 +77,8 @@ class Service:
         self._actor = actor
         self._environ = environ
         self._held = ExitStack()
+        self._custodians = Custodians(config, environ)
+        self._held.callback(self._custodians.close)
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +90,7 @@ class Service:
 
     def custodian(self, ref: ConfiguredSecret) -> Custodian:
         """The custodian of a secret; nothing is fetched."""
-        return open_custodian(SecretRef(ref.kind, ref.name, ref.field), self._environ)
+        return self._custodians.of(ref)
 
     def secret(self, ref: ConfiguredSecret) -> Secret:
         """A secret's bytes. Raises SecretUnavailable."""
@@ -210,6 +214,18 @@ class Service:
 
         return Sealing(self.home, self.recipients, self.signer)
 
+    def identities(self) -> Identities:
+        """Who asks for which secret here, and which OpenPGP keys there are."""
+        from backupd.separation import Identities
+
+        return Identities(self._custodians.of, self._custodians.for_backups, lambda: self.signer, self.recipients)
+
+    def _keep_apart(self, name: str, opening: Custodian | None = None) -> None:
+        """Refuse to go on where a key of the backups and a key of the source's columns are not apart. Raises Refused."""
+        from backupd.separation import require_apart
+
+        require_apart(self.config, name, self.identities(), opening)
+
     # ------------------------------------------------------------------------------------------------------- operations
 
     def back_up(self, name: str, progress: Progress = lambda _: None) -> Manifest:
@@ -217,6 +233,7 @@ class Service:
         from backupd.backup import back_up
 
         with self._before(Operation.BACKUP, name):
+            self._keep_apart(name)
             source, sealing, catalog = self.protected(name), self.sealing(), self.catalog
         return back_up(source, catalog, sealing, self.trail, progress)
 
@@ -257,6 +274,7 @@ class Service:
         parts = Parts(
             config=self.config,
             custodian=self.custodian,
+            identities=self.identities,
             public_key=public_key,
             home=lambda: self.home,
             signer=lambda: self.signer,
@@ -287,6 +305,7 @@ class Service:
             entry = self.entry(name, backup_id)
             manifest = entry.proved()
             key = self.opening_key(secret_key)
+            self._keep_apart(name, key)
             plan = self._drill_plan(entry, key)
         with self.opening(Operation.RESTORE_TEST, name, secret_key, released) as opening:
             with self._before(Operation.RESTORE_TEST, name, entry.backup_id):

@@ -25,12 +25,13 @@ explained. Unknown keys are errors; all errors are reported at once. Relative pa
 _SECRETS = """\
 ## Secrets
 
-The file never holds a secret. A key of type *secret* is a table that says where it is kept, with exactly one of `file`, `env`
-and `credential`, and maybe `field`:
+The file never holds a secret. A key of type *secret* is a table that says where it is kept, with exactly one of `file`, `env`,
+`credential`, `vault` and `azure`. [custodians.md](custodians.md) is about choosing one, and about who may read what.
 
 ```toml
 password = { file = "/etc/backupd/clinic.password" }
 keys = { credential = "keyring.json", field = "totp" }
+secret_key = { vault = "secret/backup/operations", unwrap = "transit/operations" }
 ```
 """
 
@@ -100,7 +101,7 @@ def _kind(annotation: Any, name: str) -> str:
         return "list of lists" if typing.get_origin(_bare(typing.get_args(annotation)[0])) is tuple else "list of paths"
     if annotation is SecretRef:
         return "[secret](#secrets)"
-    words = {str: "text", int: "number", bool: "`true`, `false`", Path: "path"}
+    words: dict[Any, str] = {str: "text", int: "number", bool: "`true`, `false`", Path: "path"}
     return "schedule" if name == "schedule" else words[annotation]
 
 

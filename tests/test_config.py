@@ -141,6 +141,19 @@ def test_a_reference_names_its_kind_its_name_and_its_field(file: Path) -> None:
     assert (keys.kind, keys.name, keys.field) == ("env", "KEYS", "totp")
 
 
+def test_a_secret_in_vault_needs_a_server(file: Path) -> None:
+    keys = {"vault": "secret/clinic/totp", "field": "keyring", "version": 3, "unwrap": "transit/clinic"}
+    tree = changed("sources.clinic.totp.0.keys", keys)
+    (problem,) = problems(file, tree)
+    assert str(problem) == "vault: is missing"
+    tree["vault"] = {"address": "https://vault.example:8200", "approle": {"role_id": "r", "secret_id": {"credential": "id"}}}
+    tree["drill"]["vault"] = {"token": {"file": "token"}}
+    config = load(write(file, tree))
+    ref = config.sources["clinic"].totp[0].keys
+    assert (ref.kind, ref.name, ref.field, ref.version, ref.unwrap) == ("vault", *keys.values()) or ref.version == "3"
+    assert config.drill.vault is not None
+
+
 def test_a_host_that_only_restores_needs_signers_alone(file: Path) -> None:
     config = load(write(file, changed("encryption", {"signers": ["signing.pub.asc"]})))
     assert config.encryption.signing_key is None
@@ -258,11 +271,18 @@ def test_everything_that_is_wrong_is_told_at_once(file: Path) -> None:
         ("sources.clinic.totp.0.cipher", "rot13", "expected one of aes-256-gcm, fernet, pgcrypto"),
         ("sources.clinic.totp.0.digits", 9, "must be at most 8"),
         ("sources.clinic.password", "hunter2", "expected a reference to a secret, not the secret itself"),
-        ("sources.clinic.password", {}, "expected exactly one of file, env, credential"),
-        ("sources.clinic.password", {"file": "a", "env": "B"}, "expected exactly one of file, env, credential"),
-        ("sources.clinic.password", {"field": "a"}, "expected exactly one of file, env, credential"),
-        ("sources.clinic.password", {"vault": "secret/x"}, "vault is not yet supported in this version"),
-        ("sources.clinic.password", {"azure": "x", "field": "y"}, "azure is not yet supported in this version"),
+        ("sources.clinic.password", {}, "expected exactly one of file, env, credential, vault, azure"),
+        ("sources.clinic.password", {"file": "a", "env": "B"}, "expected exactly one of file, env, credential, vault, azure"),
+        ("sources.clinic.password", {"field": "a"}, "expected exactly one of file, env, credential, vault, azure"),
+        ("sources.clinic.password", {"file": "a", "version": 1}, "means nothing to file"),
+        ("sources.clinic.password", {"env": "A", "unwrap": "transit/a"}, "means nothing to env"),
+        ("sources.clinic.password", {"azure": "https://a", "version": 0}, "expected a version"),
+        ("sources.clinic.password", {"azure": "https://a", "version": True}, "expected a version"),
+        ("vault", {"address": "https://a"}, "expected exactly one of token, approle, kubernetes"),
+        ("vault", {"address": "https://a", "token": {"vault": "secret/a"}}, "would itself be kept behind a login"),
+        ("vault", {"token": {"file": "a"}}, "is missing"),
+        ("azure_key_vault", {"tenant_id": "a"}, "means nothing without client_secret"),
+        ("azure_key_vault", {"client_secret": {"file": "a"}}, "needs client_id and tenant_id beside it"),
         ("sources.clinic.password", {"file": ""}, "expected a path in quotes"),
     ],
 )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime
 
+from backupd import separation
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.config.models import Config, SecretRef
 from backupd.errors import BackupdError
 from backupd.openpgp import Home, cleartext, keys, messages
 from backupd.openpgp.keys import PublicKey
 from backupd.pipeline import run
+from backupd.separation import Weight
 
 PROBE = "backupd check\n"
 SEAL_TIMEOUT_S = 120.0
@@ -20,7 +22,7 @@ def look(parts: Parts, now: datetime) -> Iterator[Line]:
     """Lines on custodians, recipients, the signing key and the key of the drill."""
     for what, ref in references(parts.config):
         yield from guarded("custody", _fetched(parts, what, ref))
-    yield from guarded("custody", _apart(parts))
+    yield from guarded("separation", _apart(parts))
     recipients: list[PublicKey] = []
     for path in parts.config.encryption.recipients:
         try:
@@ -68,21 +70,14 @@ def _fetched(parts: Parts, what: str, ref: SecretRef) -> Iterator[Line]:
 
 
 def _apart(parts: Parts) -> Iterator[Line]:
-    """Column keys and backup keys in one place fall to one thief."""
-    ours = [parts.config.drill.secret_key, parts.config.encryption.signing_key]
-    places = {_place(parts, ref) for ref in ours if ref is not None}
-    columns = [each for source in parts.config.sources.values() for each in source.totp]
-    for each in columns:
-        if _place(parts, each.keys) in places:
-            yield problem(
-                "custody",
-                f"the column keys of {each.table}.{each.column} and a key of the backups are in one place",
-                "keep them with different custodians: who finds one must not have the other",
-            )
-
-
-def _place(parts: Parts, ref: SecretRef) -> str:
-    return parts.custodian(ref).locator.partition("#")[0]
+    """Keys of backups and of columns that are not apart would fall to one thief: a backup and a drill refuse to begin."""
+    config = parts.config
+    found = list(separation.examine(config, config.sources, parts.identities(), opens=True))
+    told = {Weight.SHARED: problem, Weight.DOUBT: warning, Weight.WARNING: warning}
+    for each in found:
+        yield told[each.weight]("separation", each.text, each.hint) if each.weight in told else ok("separation", each.text)
+    if any(source.totp for source in config.sources.values()) and not any(each.weight is Weight.SHARED for each in found):
+        yield ok("separation", "nothing that was looked at is shared by the keys of backups and of columns")
 
 
 def _judged(key: PublicKey, now: datetime, purpose: keys.Purpose, what: str) -> Iterator[Line]:
@@ -113,13 +108,6 @@ def _signs(parts: Parts, recipients: list[PublicKey], now: datetime) -> Iterator
         yield problem("keys", f"the signing key {signer} is none of the signers", "add its public key to [encryption] signers")
     cleartext.verify(parts.home(), signed, {signer})
     yield ok("keys", "a text was signed, and its signature verified")
-    sealed_to = {sub.fingerprint for key in recipients for sub in key.encryption_subkeys}
-    if {key.fingerprint for key in recipients} & {public.fingerprint} or signer in sealed_to:
-        yield problem(
-            "keys",
-            f"the signing key {signer} is also a recipient: this host can read its own backups",
-            "make a key that only signs: backupd keys generate",
-        )
 
 
 def _opens(parts: Parts, recipients: list[PublicKey]) -> Iterator[Line]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from backupd.openpgp import Home
     from backupd.openpgp.keys import PublicKey
     from backupd.postgres.session import Dsn
+    from backupd.separation import Identities
     from backupd.stores import Store
 
 
@@ -50,6 +51,7 @@ class Parts:
 
     config: Config
     custodian: Callable[[SecretRef], Custodian]
+    identities: Callable[[], Identities]
     public_key: Callable[[Path], PublicKey]
     home: Callable[[], Home]
     signer: Callable[[], str]

@@ -7,14 +7,13 @@ table holds a secret; a secret is a `SecretRef`, and a connection string with a 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainValidator,
     PrivateAttr,
@@ -25,17 +24,12 @@ from pydantic import (
 
 from backupd.config.cron import check_cron
 from backupd.config.problems import Hinted
+from backupd.config.references import File, SecretRef, Table, Text, path
+from backupd.config.servers import EntraIdentity, Vault, VaultIdentity
+
+__all__ = ["Config", "SecretRef", "Source", "Table", "Totp"]
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-PLACES = ("file", "env", "credential")
-_LATER = ("vault", "azure")
-_REFERENCE_HINT = 'write where it is kept, such as { file = "/etc/backupd/secret" } or { credential = "name" }'
-
-
-def _path(value: object, info: ValidationInfo) -> Path:
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise Hinted("expected a path in quotes")
-    return Path((info.context or {}).get("directory", Path()), value)
 
 
 def _scalar(value: object) -> str | int | float | bool:
@@ -58,49 +52,9 @@ def _source_name(value: str) -> str:
 
 
 SourceName = Annotated[str, AfterValidator(_source_name)]
-Text = Annotated[str, Field(min_length=1)]
-File = Annotated[Path, PlainValidator(_path)]
 Cron = Annotated[str, AfterValidator(check_cron)]
 Scalar = Annotated[str | int | float | bool, PlainValidator(_scalar)]
 Many = Field(strict=False)  # TOML has lists where these tables have tuples; what is in them stays strict
-
-
-class Table(BaseModel):
-    """A table of the file."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
-class SecretRef(Table):
-    """Where a secret is kept: a table with exactly one of `file`, `env` and `credential`."""
-
-    file: File | None = Field(None, description="A file that only its owner may read (mode 0600 or 0400).")
-    env: Text | None = Field(None, description="An environment variable; warned about, since child processes see it.")
-    credential: Text | None = Field(None, description="A systemd credential (`LoadCredential=` in the unit).")
-    field: Text | None = Field(None, description="The member to take, where the secret is a JSON object.")
-
-    @property
-    def kind(self) -> str:
-        """`file`, `env` or `credential`."""
-        return next(place for place in PLACES if getattr(self, place) is not None)
-
-    @property
-    def name(self) -> str:
-        """The absolute path, or the name of the variable or credential."""
-        return str(getattr(self, self.kind))
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_place(cls, value: Any) -> Any:
-        if not isinstance(value, dict):
-            raise Hinted("expected a reference to a secret, not the secret itself", _REFERENCE_HINT)
-        for place in _LATER:
-            if place in value:
-                raise Hinted(f"{place} is not yet supported in this version", f"use one of {', '.join(PLACES)}")
-        named = [place for place in PLACES if place in value]
-        if len(named) > 1 or (not named and not set(value) - {"field"}):
-            raise Hinted(f"expected exactly one of {', '.join(PLACES)}", _REFERENCE_HINT)
-        return value
 
 
 class Lock(Table):
@@ -234,7 +188,7 @@ class Audit(Table):
     @classmethod
     def _url(cls, value: str, info: ValidationInfo) -> str:
         if value.startswith("sqlite:///") and len(value) > len("sqlite:////"):
-            return f"sqlite:///{_path(value.removeprefix('sqlite:///'), info)}"
+            return f"sqlite:///{path(value.removeprefix('sqlite:///'), info)}"
         if not value.startswith(("postgresql://", "postgres://")):
             raise Hinted("names no trail", "write sqlite:////var/lib/backupd/audit.db or postgresql://role@host/database")
         return _without_password(value)
@@ -383,6 +337,8 @@ class Drill(Table):
         None,
         description="Where a scratch cluster may lie when shared memory has no room; its data is then on that disk.",
     )
+    vault: VaultIdentity | None = Field(None, description="Who opens backups and columns. Default: who makes backups.")
+    azure_key_vault: EntraIdentity | None = Field(None, description="Who opens backups and columns, to Azure Key Vault.")
 
 
 class Limits(Table):
@@ -397,12 +353,20 @@ class Config(Table):
     store: Store
     encryption: Encryption
     audit: Audit
-    sources: dict[SourceName, Source] = {}
+    sources: dict[SourceName, Source] = Field(default_factory=dict)
     drill: Drill = Drill()
     limits: Limits = Limits()
+    vault: Vault | None = None
+    azure_key_vault: EntraIdentity | None = None
 
     _path: Path = PrivateAttr(Path())
     _digest: str = PrivateAttr("")
+
+    @model_validator(mode="after")
+    def _served(self) -> Self:
+        if self.vault is None and (self.drill.vault is not None or any(ref.kind == "vault" for ref in references(self))):
+            raise Hinted("is missing", "say where the server is, and how to log in", key="vault")
+        return self
 
     @property
     def path(self) -> Path:
@@ -417,6 +381,18 @@ class Config(Table):
     def note_origin(self, path: Path, digest: str) -> None:
         """Say once which file this was read from."""
         self._path, self._digest = path, digest
+
+
+def references(value: object) -> Iterator[SecretRef]:
+    """Every secret that a table, or what is in it, refers to."""
+    if isinstance(value, SecretRef):
+        yield value
+    elif isinstance(value, Table):
+        for name in type(value).model_fields:
+            yield from references(getattr(value, name))
+    elif isinstance(value, tuple | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from references(each)
 
 
 def _split(value: str) -> Any:

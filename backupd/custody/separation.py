@@ -52,6 +52,8 @@ def _shared(ours: Kept, theirs: Kept) -> Iterator[Sharing]:
     both = f"{theirs.name} and {ours.name}"
     if place_of(ours.locator) == place_of(theirs.locator):
         yield Sharing(f"{both} are in one place, {place_of(ours.locator)}", "keep them with different custodians")
+        if ours.locator == theirs.locator:
+            return  # one secret: all else follows
     if ours.wrapped_by and theirs.wrapped_by and place_of(ours.wrapped_by) == place_of(theirs.wrapped_by):
         yield Sharing(f"{both} are wrapped by one key, {place_of(ours.wrapped_by)}", "wrap each with a key of its own")
     if ours.fingerprints & theirs.fingerprints:

@@ -1,0 +1,99 @@
+"""Who asks for which secret: a configuration's references become custodians, each under the identity whose business it is.
+
+There are two. One makes backups: it has the signing key, the database's and the store's passwords. The other opens: it has the
+secret key of a drill, and the keys of columns. Which one asks is decided by what the secret is for, not by who calls. Where no
+second identity is configured, both are one, and the rule of `separation` says what that is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from backupd.config.models import Config, SecretRef, references
+from backupd.config.servers import EntraIdentity, Vault, VaultIdentity
+from backupd.custody import Custodian, Servers, open_custodian
+from backupd.custody import SecretRef as Reference
+from backupd.errors import ConfigError
+
+if TYPE_CHECKING:  # only who refers to a server pays for its client
+    from backupd.custody.key_vault import KeyVaults
+    from backupd.custody.vault_login import Login
+    from backupd.custody.vault_session import VaultSession
+
+
+class Custodians:
+    """The custodians of one configuration. `close` ends the sessions with servers, and may be called twice."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self._environ = environ
+        self._held = ExitStack()
+
+    def of(self, ref: SecretRef) -> Custodian:
+        """The custodian of a secret; nothing is fetched. Raises ConfigError."""
+        return self._open(ref, self._opening if ref in self._that_open else self._backups)
+
+    def for_backups(self, ref: SecretRef) -> Custodian:
+        """The same secret as the identity that makes backups would ask for it, whatever it is for."""
+        return self._open(ref, self._backups)
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _open(self, ref: SecretRef, servers: Servers) -> Custodian:
+        return open_custodian(Reference(ref.kind, ref.name, ref.field, ref.version, ref.unwrap), self._environ, servers)
+
+    @cached_property
+    def _that_open(self) -> tuple[SecretRef, ...]:
+        """The keys that open backups and columns, and the canaries beside them."""
+        key = self._config.drill.secret_key
+        columns = (each for source in self._config.sources.values() for each in source.totp)
+        return (*references(tuple(columns)), *((key,) if key is not None else ()))
+
+    @cached_property
+    def _backups(self) -> Servers:
+        vault = self._config.vault
+        return Servers(self._session(vault, vault), self._key_vaults(self._config.azure_key_vault))
+
+    @cached_property
+    def _opening(self) -> Servers:
+        drill = self._config.drill
+        return Servers(
+            self._backups.vault if drill.vault is None else self._session(self._config.vault, drill.vault),
+            self._backups.key_vaults if drill.azure_key_vault is None else self._key_vaults(drill.azure_key_vault),
+        )
+
+    def _session(self, at: Vault | None, who: VaultIdentity | None) -> VaultSession | None:
+        if at is None or who is None:
+            return None
+        from backupd.custody.vault_session import VaultSession
+
+        session = VaultSession(at.address, self._login(who), namespace=at.namespace or "", ca_file=at.ca_file)
+        self._held.callback(session.close)
+        return session
+
+    def _login(self, who: VaultIdentity) -> Login:
+        from backupd.custody import vault_login
+
+        if who.approle is not None:
+            return vault_login.AppRole(who.approle.role_id, self._local(who.approle.secret_id), who.approle.mount)
+        if who.kubernetes is not None:
+            return vault_login.Kubernetes(who.kubernetes.role, who.kubernetes.jwt_file, who.kubernetes.mount)
+        if who.token is None:
+            raise ConfigError("how to log in to Vault is not said", "give token, approle or kubernetes")
+        return vault_login.Token(self._local(who.token))
+
+    def _key_vaults(self, who: EntraIdentity | None) -> KeyVaults:
+        from backupd.custody import key_vault
+
+        if who is None:
+            return key_vault.KeyVaults()
+        secret = self._local(who.client_secret) if who.client_secret is not None else None
+        return key_vault.KeyVaults(key_vault.Login(who.client_id, who.tenant_id, secret))
+
+    def _local(self, ref: SecretRef) -> Custodian:
+        """What a login needs is on this host: the configuration has no other for it."""
+        return self._open(ref, Servers())

@@ -1,0 +1,255 @@
+"""Whether the keys of backups and the keys of columns are apart, in one configuration: asked before every backup and drill.
+
+Reads what this process may read anyway, asks the servers what the identity that makes backups may do, and refuses on the first
+thing that is shared. What nobody can prove is told, not passed over: whether two files of one host have one reader, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from backupd import logs
+from backupd.checks.leaks import keys_of
+from backupd.columns import ColumnError
+from backupd.config.models import Config, SecretRef, Source
+from backupd.custody import SERVED, Custodian, guard_of
+from backupd.custody.separation import Kept, digests, shared
+from backupd.errors import BackupdError, KeyUnusable, Refused, SecretUnavailable
+from backupd.openpgp import Home
+from backupd.openpgp.keys import PublicKey
+from backupd.redact import Secret
+
+log = logs.get(__name__)
+
+DRILL_KEY = "the drill's secret key"
+_OPENPGP = b"-----BEGIN PGP "
+
+
+class Weight(StrEnum):
+    """What a finding means. A doubt is a question that was not answered; a note is what no answer could settle."""
+
+    SHARED = "shared"
+    DOUBT = "doubt"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing about the separation of keys."""
+
+    weight: Weight
+    text: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Identities:
+    """How each identity opens a reference, and what is known of OpenPGP keys without asking anybody.
+
+    `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `signer` gives
+    the fingerprint of the key that signs here.
+    """
+
+    own: Callable[[SecretRef], Custodian]
+    backups: Callable[[SecretRef], Custodian]
+    signer: Callable[[], str]
+    recipients: tuple[PublicKey, ...]
+
+
+def require_apart(config: Config, source: str, who: Identities, opening: Custodian | None) -> None:
+    """Refuse to go on where a key of backups and a key of the source's columns are not apart; warn of what was not settled.
+
+    `opening` is the key that a drill opens backups with, None for a backup. Raises Refused.
+    """
+    for each in require(examine(config, (source,), who, opening=opening, opens=opening is not None)):
+        if each.weight is not Weight.NOTE:
+            log.warning("the separation of keys", source=source, finding=each.text, hint=each.hint)
+
+
+def require(findings: Iterable[Finding]) -> list[Finding]:
+    """Raises Refused when something is shared, with everything that is; else gives back the findings."""
+    findings = list(findings)
+    found = [each for each in findings if each.weight is Weight.SHARED]
+    if found:
+        raise Refused("; ".join(each.text for each in found), found[0].hint)
+    return findings
+
+
+def examine(
+    config: Config, sources: Iterable[str], who: Identities, *, opening: Custodian | None = None, opens: bool
+) -> Iterator[Finding]:
+    """Everything about the keys of backups and of these sources' columns.
+
+    `opens` says that the work at hand opens backups and columns, so that their keys may be read from servers too; `opening` is
+    the key that it opens backups with, None where it is a backup or only looks.
+    """
+    named = [(name, config.sources[name]) for name in sources]
+    signer = _signer(config, who)
+    backup_keys = list(_backup_keys(config, who, signer, opening, opens))
+    column_keys = list(_column_keys(named, who, opens))
+    if column_keys:
+        yield from (Finding(Weight.SHARED, each.text, each.hint) for each in shared(backup_keys, column_keys))
+    yield from _own_reader(who, signer)
+    if config.encryption.signing_key is not None:  # else no backups are made here, and there is no such identity
+        for what, ref in _that_open(config, named):
+            yield from _reach(what, ref, who, quiet=opening is not None)
+    if column_keys:
+        yield from _unprovable([*backup_keys, *column_keys])
+
+
+def _signer(config: Config, who: Identities) -> str | None:
+    """The fingerprint of the key that signs here, None where no key does, or where it is not to be had."""
+    if config.encryption.signing_key is None:
+        return None
+    try:
+        return who.signer()
+    except SecretUnavailable:  # the unit of a drill does without it
+        return None
+
+
+def _own_reader(who: Identities, signer: str | None) -> Iterator[Finding]:
+    for key in who.recipients:
+        if signer in {key.fingerprint, *(each.fingerprint for each in key.encryption_subkeys)}:
+            yield Finding(
+                Weight.SHARED,
+                f"the signing key {signer} is also a recipient: this host can read its own backups",
+                "make a key that only signs: backupd keys generate",
+            )
+
+
+def _backup_keys(config: Config, who: Identities, signer: str | None, opening: Custodian | None, opens: bool) -> Iterator[Kept]:
+    for key in who.recipients:
+        subkeys = {each.fingerprint for each in key.encryption_subkeys}
+        yield Kept(
+            f"the recipient {key.fingerprint}",
+            f"recipient:{key.fingerprint}",
+            fingerprints=frozenset(subkeys | {key.fingerprint}),
+        )
+    signing = config.encryption.signing_key
+    if signing is not None:
+        fingerprints = frozenset({signer} if signer else ())
+        yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
+    if opening is not None:
+        yield _kept("the key that opens backups", opening, read=True)
+    ref = config.drill.secret_key
+    if ref is not None and (opening is None or who.own(ref).locator != opening.locator):
+        yield _kept(DRILL_KEY, who.own(ref), _readable(ref, opens))
+
+
+def _column_keys(sources: Iterable[tuple[str, Source]], who: Identities, opens: bool) -> Iterator[Kept]:
+    for what, cipher, ref in _of_columns(sources):
+        yield _kept(what, who.own(ref), _readable(ref, opens), cipher)
+
+
+def _of_columns(sources: Iterable[tuple[str, Source]]) -> Iterator[tuple[str, str, SecretRef]]:
+    """What it is, the cipher, and where it is kept, of every key of a column."""
+    for name, source in sources:
+        for each in source.totp:
+            column = f"{name}: {each.table}.{each.column}"
+            yield f"the column keys of {column}", each.cipher, each.keys
+            if each.archive is not None:
+                yield f"the retired column keys of {column}", each.cipher, each.archive
+            if each.former is not None and each.former.keys is not None:
+                yield f"the column keys of {name}: {each.table}.{each.former.column}", each.former.cipher, each.former.keys
+
+
+def _that_open(config: Config, sources: Iterable[tuple[str, Source]]) -> Iterator[tuple[str, SecretRef]]:
+    """What the identity that makes backups may never read."""
+    if config.drill.secret_key is not None:
+        yield DRILL_KEY, config.drill.secret_key
+    yield from ((what, ref) for what, _, ref in _of_columns(sources))
+
+
+def _readable(ref: SecretRef, opens: bool) -> bool:
+    """Whether to read it. A backup asks no server for a key that it does not need: that it could is what is to be found out."""
+    return opens or ref.kind not in SERVED
+
+
+def _kept(
+    name: str, custodian: Custodian, read: bool, cipher: str | None = None, fingerprints: frozenset[str] = frozenset()
+) -> Kept:
+    guard = guard_of(custodian)
+    wrapped_by = guard.wrapped_by if guard is not None else None
+    try:
+        secret = custodian.fetch() if read else None
+    except SecretUnavailable:  # whoever needs it will say so; here it is enough that it is not compared
+        secret = None
+    if secret is None:
+        return Kept(name, custodian.locator, wrapped_by, fingerprints=fingerprints)
+    pieces = [secret]
+    if cipher is not None:
+        pieces += _keys(cipher, secret)
+        fingerprints |= _fingerprints(secret)
+    return Kept(name, custodian.locator, wrapped_by, digests(pieces), fingerprints)
+
+
+def _keys(cipher: str, secret: Secret) -> list[Secret]:
+    try:
+        return keys_of(cipher, secret)
+    except (ColumnError, ValueError):  # a drill and `check` say what is wrong with it
+        return []
+
+
+def _fingerprints(secret: Secret) -> frozenset[str]:
+    """Of a column key that is an OpenPGP key, to pgcrypto for instance; nothing for others."""
+    if _OPENPGP not in secret.reveal():
+        return frozenset()
+    try:
+        with Home() as home:
+            records = home.show(secret.reveal())
+    except KeyUnusable:
+        return frozenset()
+    return frozenset(record.field(10) for record in records if record.kind == "fpr")
+
+
+def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterator[Finding]:
+    """Whether the identity that makes backups could have a key that opens something. A drill is `quiet` of what it needs."""
+    custodian = who.backups(ref)
+    guard = guard_of(custodian)
+    if guard is None:
+        if not quiet and what == DRILL_KEY and _is_there(custodian):
+            yield Finding(
+                Weight.WARNING,
+                f"what makes backups here can read the key that opens them, {custodian.locator}",
+                "keep it on another host, or give it to the unit of the drill alone, by LoadCredential=",
+            )
+        return
+    try:
+        rights = guard.readable()
+    except BackupdError as error:
+        yield Finding(
+            Weight.DOUBT,
+            f"whether what makes backups could read {what} was not answered: {error.message}",
+            error.hint or "try again",
+        )
+        return
+    for right in rights:
+        yield Finding(
+            Weight.SHARED,
+            f"what makes backups may {right}: {what}",
+            "take that right from its policies, and name another identity in [drill.vault] or [drill.azure_key_vault]",
+        )
+
+
+def _is_there(custodian: Custodian) -> bool:
+    try:
+        custodian.fetch()
+    except SecretUnavailable:
+        return False
+    return True
+
+
+def _unprovable(keys: list[Kept]) -> Iterator[Finding]:
+    local = [each for each in keys if each.locator.partition(":")[0] in ("file", "env", "credential")]
+    if len(local) > 1:
+        yield Finding(
+            Weight.NOTE,
+            "which accounts of this host can read which files cannot be proved from here: "
+            f"{', '.join(sorted({each.locator for each in local}))}",
+        )
+    unread = [each.name for each in keys if not each.digests and not each.locator.startswith("recipient:")]
+    if unread:
+        yield Finding(Weight.NOTE, f"not read here, so their bytes were not compared: {', '.join(unread)}")

@@ -1,0 +1,114 @@
+"""The rule that parts keys, as a matrix: everything that two keys may share is found, and everything that may be is let be."""
+
+from base64 import b64encode, urlsafe_b64encode
+
+import pytest
+
+from backupd.custody.separation import Kept, digests, place_of, shared
+from backupd.redact import Secret
+from tests.leak_watch import Planted
+
+VAULT = "vault:https://vault.example:8200/v1"
+AZURE = "azure:https://clinic.vault.azure.net"
+
+LEGITIMATE = [
+    ("file:/etc/backupd/operations.asc", "file:/etc/backupd/keyring.json"),
+    ("file:/etc/backupd/keys.json", "file:/etc/backupd/keys.json.old"),
+    ("file:/etc/backupd/a#key", "file:/etc/backupd/b#key"),
+    ("file:/key", "credential:key"),
+    ("env:key", "credential:key"),
+    ("env:BACKUP_KEY", "env:COLUMN_KEY"),
+    (f"{VAULT}/secret/data/backup#value", f"{VAULT}/secret/data/clinic#value"),
+    (f"{VAULT}/secret/data/clinic#value", f"{VAULT}/secret/data/clinic/totp#value"),
+    (f"{VAULT}/secret/data/clinic#value", f"{VAULT}/team/secret/data/clinic#value"),
+    (f"{VAULT}/secret/data/clinic#value", "vault:https://vault.example:8201/v1/secret/data/clinic#value"),
+    (f"{AZURE}/secrets/backup", f"{AZURE}/secrets/column"),
+    (f"{AZURE}/secrets/key", "azure:https://other.vault.azure.net/secrets/key"),
+    (f"{AZURE}/secrets/key", f"{AZURE}/keys/key"),
+    ("file:/a?version=1", "file:/a?version=2"),
+]
+ONE_PLACE = [
+    ("file:/etc/backupd/keys.json", "file:/etc/backupd/keys.json"),
+    ("file:/etc/backupd/keys.json#backup", "file:/etc/backupd/keys.json#column"),
+    ("file:/etc/backupd/keys.json#backup", "file:/etc/backupd/keys.json"),
+    ("env:KEYS#a", "env:KEYS#b"),
+    ("credential:keys#a", "credential:keys#b"),
+    (f"{VAULT}/secret/data/clinic#backup", f"{VAULT}/secret/data/clinic#column"),
+    (f"{VAULT}/secret/data/clinic?version=1#value", f"{VAULT}/secret/data/clinic?version=2#value"),
+    (f"{VAULT}/secret/data/clinic?version=1#a", f"{VAULT}/secret/data/clinic#b"),
+    (f"{AZURE}/secrets/key", f"{AZURE}/secrets/key/0123456789abcdef"),
+    (f"{AZURE}/secrets/key/1#a", f"{AZURE}/secrets/key/2#b"),
+]
+
+
+def told(ours: Kept, theirs: Kept) -> list[str]:
+    return [each.text for each in shared([ours], [theirs])]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), LEGITIMATE)
+def test_two_places_are_apart(ours: str, theirs: str) -> None:
+    assert told(Kept("the signing key", ours), Kept("the column keys", theirs)) == []
+
+
+@pytest.mark.parametrize(("ours", "theirs"), ONE_PLACE + [(b, a) for a, b in ONE_PLACE])
+def test_one_place_is_told(ours: str, theirs: str) -> None:
+    [found] = told(Kept("the signing key", ours), Kept("the column keys", theirs))
+    assert found == f"the column keys and the signing key are in one place, {place_of(ours)}"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "one"),
+    [
+        (f"{VAULT}/transit/keys/a", f"{VAULT}/transit/keys/a", True),
+        (f"{AZURE}/keys/a/1", f"{AZURE}/keys/a/2", True),
+        (f"{AZURE}/keys/a", f"{AZURE}/keys/a/2", True),
+        (f"{VAULT}/transit/keys/a", f"{VAULT}/transit/keys/b", False),
+        (f"{AZURE}/keys/a/1", f"{AZURE}/keys/b/1", False),
+        (f"{VAULT}/transit/keys/a", None, False),
+        (None, None, False),
+    ],
+)
+def test_one_wrapping_key_is_told(ours: str | None, theirs: str | None, one: bool) -> None:
+    found = told(Kept("the signing key", "file:/a", ours), Kept("the column keys", "file:/b", theirs))
+    assert len(found) == one
+    assert all("are wrapped by one key" in each for each in found)
+
+
+def test_one_openpgp_key_is_told_whichever_of_its_parts_it_is() -> None:
+    ours = Kept("the recipient A", "recipient:A", fingerprints=frozenset({"A" * 40, "B" * 40}))
+    same = Kept("the column keys", "file:/b", fingerprints=frozenset({"B" * 40, "C" * 40}))
+    other = Kept("the column keys", "file:/b", fingerprints=frozenset({"C" * 40}))
+    assert told(ours, same) == [f"the column keys and the recipient A are one OpenPGP key, {'B' * 40}"]
+    assert told(ours, other) == []
+
+
+def test_the_same_bytes_are_told_in_every_spelling_and_without_them(planted: Planted) -> None:
+    key, other = planted.key(), planted.key()
+    spellings = [
+        key,
+        key.hex().encode(),
+        key.hex().upper().encode(),
+        b64encode(key),
+        urlsafe_b64encode(key),
+        b64encode(key) + b"\n",
+    ]
+    for one in spellings:
+        for two in (*spellings, urlsafe_b64encode(key).rstrip(b"=")):
+            ours = Kept("the drill's secret key", "file:/a", digests=digests([Secret(other), Secret(one)]))
+            theirs = Kept("the column keys", "file:/b", digests=digests([Secret(two)]))
+            assert told(ours, theirs) == ["the column keys and the drill's secret key share bytes"]
+    ours = Kept("the drill's secret key", "file:/a", digests=digests([Secret(key)]))
+    assert told(ours, Kept("the column keys", "file:/b", digests=digests([Secret(other)]))) == []
+    assert key not in repr(ours).encode()
+
+
+def test_what_is_too_short_to_mean_anything_or_was_not_read_is_not_compared() -> None:
+    ours = Kept("the signing key", "file:/a", digests=digests([Secret("x"), Secret("")]))
+    assert told(ours, Kept("the column keys", "file:/b", digests=digests([Secret("x"), Secret("")]))) == []
+    assert told(Kept("the signing key", "file:/a"), Kept("the column keys", "file:/b")) == []
+
+
+def test_each_pair_is_looked_at() -> None:
+    ours = [Kept("the signing key", "file:/a"), Kept("the drill's secret key", "file:/b")]
+    theirs = [Kept("one", "file:/b"), Kept("two", "file:/a"), Kept("three", "file:/c")]
+    assert len(list(shared(ours, theirs))) == 2

@@ -1,0 +1,304 @@
+"""Separation, enforced: set-ups on a real OpenBao, each refused with its reason or let pass, and what a refusal leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backupd import separation
+from backupd.config import load
+from backupd.errors import Refused
+from backupd.separation import Finding, Weight
+from backupd.service import Service
+from tests.audit.examples import ACTOR
+from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep, plant
+from tests.leak_watch import Planted
+from tests.parts.openbao import AppRoleOf, OpenBao
+from tests.parts.postgres import PostgresServer
+
+
+@pytest.fixture(scope="module")
+def secrets(planted_for_module: Planted) -> Secrets:
+    return plant(planted_for_module)
+
+
+@dataclass
+class Rig:
+    """A configuration without a database: keys in the OpenBao, in paths of its own, and who may read them."""
+
+    directory: Path
+    bao: OpenBao
+    secrets: Secrets
+    mount: str
+    signing: str = '{ file = "signing.sec.asc" }'
+    opening: str = ""
+    columns: str = ""
+    may: dict[str, list[str]] = field(default_factory=dict)
+    one_identity: bool = False
+    address: str = ""
+    signs: bool = True
+
+    def __post_init__(self) -> None:
+        self.address = self.bao.address
+        self.opening = f'{{ vault = "{self.mount}/backup/operations" }}'
+        self.columns = f'{{ vault = "{self.mount}/clinic/totp", field = "keyring" }}'
+        self.write("backup/operations", value=self.secrets.operations.secret.reveal().decode())
+        self.write("backup/signing", value=self.secrets.signing.secret.reveal().decode())
+        self.write("clinic/totp", keyring=json.loads(self.secrets.keyring))
+
+    def write(self, path: str, **data: Any) -> None:
+        self.bao.ask("POST", f"{self.mount}/data/{path}", {"data": data})
+
+    def wrap(self, path: str, value: bytes, key: str) -> str:
+        """Keep a value wrapped by a Transit key, made when it is missing; the key as a reference names it."""
+        from base64 import b64encode
+
+        transit, _, name = key.partition("/")
+        self.bao.ask("POST", f"{transit}/keys/{name}", {})
+        answer = self.bao.ask("POST", f"{transit}/encrypt/{name}", {"plaintext": b64encode(value).decode()})
+        self.write(path, value=answer["data"]["ciphertext"])
+        return key
+
+    def login(self, role: AppRoleOf, name: str) -> str:
+        keep(self.directory / name, role.secret_id.encode())
+        self.secrets.planted.register(role.secret_id, "secret id")
+        return f'approle = {{ role_id = "{role.role_id}", secret_id = {{ file = "{name}" }}, mount = "{role.mount}" }}\n'
+
+    def service(self) -> Service:
+        """The installation of this configuration. Opening everything is allowed to the drill's identity."""
+        for name, pair in (
+            ("operations", self.secrets.operations),
+            ("escrow", self.secrets.escrow),
+            ("signing", self.secrets.signing),
+        ):
+            (self.directory / f"{name}.pub.asc").write_bytes(pair.public)
+        keep(self.directory / "signing.sec.asc", self.secrets.signing.secret.reveal())
+        backups = self.bao.new_approle("default", self.bao.new_policy(self.may or {"unrelated/*": ["read"]}))
+        opens = self.bao.new_approle("default", self.bao.new_policy({"*": ["read", "update"]}))
+        signer = f"signing_key = {self.signing}" if self.signs else 'signers = ["signing.pub.asc"]'
+        path = self.directory / "backupd.toml"
+        path.write_text(
+            f'[store]\nurl = "file://{self.directory}/store"\n'
+            f'[encryption]\nrecipients = ["operations.pub.asc", "escrow.pub.asc"]\n{signer}\n'
+            f'[audit]\nurl = "sqlite:///{self.directory}/audit.db"\n'
+            f'[vault]\naddress = "{self.address}"\n{self.login(opens if self.one_identity else backups, "backups.id")}'
+            f"[drill]\nsecret_key = {self.opening}\n"
+            + ("" if self.one_identity else f"[drill.vault]\n{self.login(opens, 'opens.id')}")
+            + '[sources.clinic]\ndsn = "postgresql://nobody@localhost/clinic"\n'
+            '[[sources.clinic.totp]]\ntable = "users"\nid_column = "id"\ncolumn = "totp_secret"\ncipher = "aes-256-gcm"\n'
+            f"keys = {self.columns}\n"
+        )
+        return Service(load(path), ACTOR, {})
+
+    def findings(self, *, opens: bool = False) -> list[Finding]:
+        with self.service() as service:
+            return list(separation.examine(service.config, ("clinic",), service.identities(), opens=opens))
+
+    def shared(self, *, opens: bool = False) -> list[str]:
+        return [each.text for each in self.findings(opens=opens) if each.weight is Weight.SHARED]
+
+
+@pytest.fixture
+def rig(tmp_path: Path, openbao: OpenBao, secrets: Secrets) -> Rig:
+    return Rig(tmp_path, openbao, secrets, openbao.new_mount())
+
+
+# ----------------------------------------------------------------------------------------------------- what is legitimate
+
+
+def test_two_identities_each_with_its_own_are_apart(rig: Rig) -> None:
+    rig.signing = f'{{ vault = "{rig.mount}/backup/signing" }}'
+    rig.may = {f"{rig.mount}/data/backup/signing": ["read"]}
+    for opens in (False, True):
+        assert rig.shared(opens=opens) == []
+    unread = [each.text for each in rig.findings() if "not read here" in each.text]
+    assert len(unread) == 1  # a backup says what it did not compare, for it asks for no key that it does not need
+    assert not any("not read here" in each.text for each in rig.findings(opens=True))
+
+
+def test_a_wrapped_key_may_be_read_by_who_cannot_unwrap_it(rig: Rig) -> None:
+    transit = rig.bao.new_mount("transit")
+    key = rig.wrap("clinic/wrapped", rig.secrets.keyring, f"{transit}/columns")
+    rig.columns = f'{{ vault = "{rig.mount}/clinic/wrapped", unwrap = "{key}" }}'
+    rig.may = {f"{rig.mount}/data/clinic/*": ["read"], f"{transit}/encrypt/columns": ["update"]}
+    for opens in (False, True):
+        assert rig.shared(opens=opens) == []
+
+
+def test_files_on_one_host_are_let_be_and_said_to_prove_nothing(rig: Rig) -> None:
+    """The demo, and an installation on a single host: it works, and is told loudly what it is worth."""
+    keep(rig.directory / "keyring.json", rig.secrets.keyring)
+    keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
+    rig.columns, rig.opening = '{ file = "keyring.json" }', '{ file = "operations.sec.asc" }'
+    found = rig.findings()
+    assert {each.weight for each in found} == {Weight.WARNING, Weight.NOTE}
+    [warning] = [each for each in found if each.weight is Weight.WARNING]
+    assert "can read the key that opens them" in warning.text
+    assert any("cannot be proved from here" in each.text for each in found)
+
+
+def test_a_host_that_makes_no_backups_may_open_them(rig: Rig) -> None:
+    """A host of drills has one identity, which reads both: there is no other that should not."""
+    rig.signs, rig.one_identity = False, True
+    assert rig.shared(opens=True) == []
+
+
+def test_a_vault_that_is_down_stops_no_backup(rig: Rig) -> None:
+    """Whether it could have read the keys is then a doubt: nobody reads anything from a Vault that is down."""
+    rig.address = "http://127.0.0.1:1"
+    found = rig.findings()
+    assert {each.weight for each in found} == {Weight.DOUBT, Weight.NOTE}
+    assert all("was not answered" in each.text for each in found if each.weight is Weight.DOUBT)
+    assert separation.require(found) == found
+
+
+# -------------------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize("path", ["{mount}/data/clinic/totp", "{mount}/data/clinic/*", "{mount}/*", "{mount}/data/+/totp", "*"])
+def test_a_policy_that_lets_what_makes_backups_read_the_column_keys_is_found(rig: Rig, path: str) -> None:
+    rig.may = {path.format(mount=rig.mount): ["read"]}
+    found = rig.shared()
+    assert f"what makes backups may read {rig.mount}/data/clinic/totp: the column keys of clinic: users.totp_secret" in found
+
+
+def test_a_policy_that_lets_what_makes_backups_open_them_is_found(rig: Rig) -> None:
+    rig.may = {f"{rig.mount}/data/backup/*": ["read"]}
+    assert rig.shared() == [f"what makes backups may read {rig.mount}/data/backup/operations: the drill's secret key"]
+
+
+def test_one_identity_for_both_is_found(rig: Rig) -> None:
+    rig.one_identity = True
+    assert len(rig.shared()) == 2
+
+
+def test_the_right_to_unwrap_is_found_even_where_the_wrapped_value_may_not_be_read(rig: Rig) -> None:
+    transit = rig.bao.new_mount("transit")
+    key = rig.wrap("clinic/wrapped", rig.secrets.keyring, f"{transit}/columns")
+    rig.columns = f'{{ vault = "{rig.mount}/clinic/wrapped", unwrap = "{key}" }}'
+    rig.may = {f"{transit}/decrypt/*": ["update"]}
+    [found] = rig.shared()
+    assert f"may decrypt with {transit}/keys/columns" in found
+
+
+def test_two_members_and_two_versions_of_one_secret_are_one_place(rig: Rig) -> None:
+    rig.write("both", operations=rig.secrets.operations.secret.reveal().decode(), keyring=json.loads(rig.secrets.keyring))
+    rig.opening = f'{{ vault = "{rig.mount}/both", field = "operations" }}'
+    rig.columns = f'{{ vault = "{rig.mount}/both", field = "keyring" }}'
+    assert [each for each in rig.shared() if f"in one place, vault:{rig.bao.address}/v1/{rig.mount}/data/both" in each]
+    rig.opening = f'{{ vault = "{rig.mount}/both", field = "operations", version = 1 }}'
+    rig.columns = f'{{ vault = "{rig.mount}/both", field = "keyring", version = 2 }}'
+    assert [each for each in rig.shared() if "in one place" in each]
+
+
+def test_one_wrapping_key_for_both_is_found(rig: Rig) -> None:
+    key = f"{rig.bao.new_mount('transit')}/both"
+    rig.wrap("clinic/wrapped", rig.secrets.keyring, key)
+    rig.wrap("backup/wrapped", rig.secrets.operations.secret.reveal(), key)
+    rig.columns = f'{{ vault = "{rig.mount}/clinic/wrapped", unwrap = "{key}" }}'
+    rig.opening = f'{{ vault = "{rig.mount}/backup/wrapped", unwrap = "{key}" }}'
+    assert any("are wrapped by one key" in each for each in rig.shared())
+
+
+def test_the_same_bytes_in_two_places_are_found_by_who_may_read_both(rig: Rig) -> None:
+    """A backup reads neither, and says so; the drill, which needs both, finds it."""
+    text = rig.secrets.operations.secret.reveal().decode()
+    rig.write("clinic/passphrase", value=text)
+    rig.columns = f'{{ vault = "{rig.mount}/clinic/passphrase" }}'
+    assert rig.shared() == []
+    found = rig.shared(opens=True)
+    assert any("share bytes" in each for each in found)
+    assert any("are one OpenPGP key" in each for each in found)
+
+
+@pytest.mark.parametrize("pair", ["signing", "operations"])
+def test_a_key_of_backups_in_the_place_of_a_column_key_is_found_in_files(rig: Rig, pair: str) -> None:
+    keep(rig.directory / "column.asc", getattr(rig.secrets, pair).secret.reveal().replace(b"\n\n", b"\nComment: x\n\n", 1))
+    rig.columns = '{ file = "column.asc" }'
+    found = rig.shared()
+    assert any("are one OpenPGP key" in each for each in found)
+
+
+def test_a_signing_key_that_opens_backups_is_found(rig: Rig) -> None:
+    keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
+    rig.signing = '{ file = "operations.sec.asc" }'
+    assert any("is also a recipient" in each for each in rig.shared())
+
+
+# ------------------------------------------------------------------------------------------------- what a refusal leaves
+
+
+@pytest.fixture
+def clinic(tmp_path: Path, postgres17: PostgresServer, openbao: OpenBao, secrets: Secrets) -> Iterator[Installation]:
+    """An installation whose column keys are in Vault, where they belong, and whose host is another identity's."""
+    with installed(tmp_path, postgres17, secrets) as made:
+        mount = openbao.new_mount()
+        openbao.ask("POST", f"{mount}/data/clinic/totp", {"data": {"keyring": json.loads(secrets.keyring)}})
+        totp = made.tables["totp"].replace(
+            '{ file = "custody/keyring.json" }', f'{{ vault = "{mount}/clinic/totp", field = "keyring" }}'
+        )
+        made.tables["totp"] = totp
+        made.tables["vault"] = vault(made, openbao, {"unrelated/*": ["read"]}, {f"{mount}/data/clinic/totp": ["read"]})
+        made.configure()
+        made.tables["lax"] = f"{mount}/data/clinic/*"
+        yield made
+
+
+def vault(made: Installation, bao: OpenBao, backups: dict[str, list[str]], opens: dict[str, list[str]]) -> str:
+    text = f'[vault]\naddress = "{bao.address}"\n'
+    for name, table, rules in (("backups", "", backups), ("opens", "[drill.vault]\n", opens)):
+        token = made.secrets.planted.register(bao.new_token("default", bao.new_policy(rules)), "Vault token")
+        keep(made.custody / name, token.encode())
+        text += f'{table}token = {{ file = "custody/{name}" }}\n'
+    return text
+
+
+def refused(done: Completed) -> str:
+    assert (done.code, done.error["exit_code"]) == (4, 4)
+    assert done.error["hint"]
+    return str(done.error["error"])
+
+
+def test_a_lax_policy_stops_backups_and_drills_and_is_recorded(clinic: Installation, openbao: OpenBao) -> None:
+    """Exit code 4, before anything is dumped or opened; `check` tells the same, and a mended policy lets the work go on."""
+    lax = {clinic.tables.pop("lax"): ["read"]}
+    made = clinic.back_up()
+    assert clinic.run("restore-test", SOURCE, "--json").ok().json["verdict"] == "PASS"
+    clinic.tables["vault"] = vault(clinic, openbao, lax, lax)
+    clinic.configure()
+    for arguments, operation in ((("backup", SOURCE), "backup"), (("restore-test", SOURCE), "restore-test")):
+        assert "what makes backups may read" in refused(clinic.run(*arguments, "--json"))
+        last = clinic.records()[-1]
+        assert last["operation"] == operation
+        assert "what makes backups may read" in last["error"]
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert [each["area"] for each in done.json["lines"] if each["state"] == "problem"] == ["separation"]
+    assert [each["backup_id"] for each in clinic.run("list", "--json").ok().json] == [made]
+    clinic.tables["vault"] = vault(clinic, openbao, {"unrelated/*": ["read"]}, lax)
+    clinic.configure()
+    clinic.run("backup", SOURCE, "--json").ok()
+
+
+def test_a_drill_whose_vault_is_away_could_not_verify(clinic: Installation) -> None:
+    """And the backup before it is made all the same: an outage must not cost the backups too."""
+    clinic.tables.pop("lax")
+    address = clinic.tables["vault"].splitlines()[1]
+    clinic.tables["vault"] = clinic.tables["vault"].replace(address, 'address = "http://127.0.0.1:1"')
+    clinic.configure()
+    clinic.back_up()
+    done = clinic.run("restore-test", SOURCE, "--json")
+    assert (done.code, done.json["verdict"]) == (3, "COULD NOT VERIFY")
+    assert "cannot be reached" in json.dumps(done.json)
+
+
+def test_require_tells_all_that_is_shared() -> None:
+    found = [Finding(Weight.SHARED, "one", "first"), Finding(Weight.NOTE, "aside"), Finding(Weight.SHARED, "two", "second")]
+    with pytest.raises(Refused, match="one; two") as caught:
+        separation.require(found)
+    assert caught.value.hint == "first"
