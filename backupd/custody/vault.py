@@ -21,6 +21,7 @@ from backupd.redact import Secret
 VALUE = "value"  # the member that is meant where none is named; `vault kv put secret/x value=…` is how Vault's own guide begins
 _READS = frozenset({"read", "root"})
 _USES = frozenset({"update", "create", "root"})  # Transit decrypts for whoever may update or create
+_WAYS_OUT = ("export/encryption-key", "backup")  # of a Transit key that is exportable, or of which backups are allowed
 _MISMATCH = "check-and-set parameter did not match"
 
 
@@ -104,13 +105,15 @@ class VaultSecret:
 
         Raises SecretUnavailable when the server does not tell.
         """
-        data = self.place.below("data")
-        paths = [data] if self.unwrap is None else [data, self.unwrap.below("decrypt")]
-        able = self.session.capabilities(paths)
         if self.unwrap is None:
-            return (f"read {data}",) if able[data] & _READS else ()
-        # The wrapped value may be known from elsewhere, so that the right to unwrap is enough.
-        return (f"decrypt with {self.unwrap.below('keys')}",) if able[paths[1]] & _USES else ()
+            asked = {self.place.below("data"): (_READS, f"read {self.place.below('data')}")}
+        else:
+            # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
+            key = self.unwrap.below("keys")
+            asked = {self.unwrap.below("decrypt"): (_USES, f"decrypt with {key}")}
+            asked |= {self.unwrap.below(door): (_READS, f"take {key} out") for door in _WAYS_OUT}
+        able = self.session.capabilities(list(asked))
+        return tuple(dict.fromkeys(words for path, (needed, words) in asked.items() if able[path] & needed))
 
     @property
     def _where(self) -> str:

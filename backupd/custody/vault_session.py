@@ -112,25 +112,32 @@ class VaultSession:
         *,
         params: Mapping[str, str] | None = None,
         again: bool = True,
+        outside: bool = False,
     ) -> Answer:
         """One request with a living token. A refusal is given back; raises SecretUnavailable when there is no answer at all.
 
-        `again` is False for a request that must not be repeated when its answer was lost.
+        `again` is False for a request that must not be repeated when its answer was lost; `outside`: not in the namespace.
         """
         with self._lock:
             life = self._living()
-            answer = self._send(method, path, body, params=params, token=life.token, again=again)
+            options: dict[str, Any] = {"params": params, "again": again, "outside": outside}
+            answer = self._send(method, path, body, token=life.token, **options)
             if answer.status == 403 and not self._alive(life):  # ended or revoked before its time
                 self._life = None
-                answer = self._send(method, path, body, params=params, token=self._living().token, again=again)
+                answer = self._send(method, path, body, token=self._living().token, **options)
             return answer
 
     def capabilities(self, paths: Sequence[str]) -> dict[str, frozenset[str]]:
         """What this identity may do at each path, by `sys/capabilities-self`. Raises SecretUnavailable."""
         answer = self.ask("POST", "sys/capabilities-self", {"paths": list(paths)})
+        within = ""
+        if answer.status == 403 and self._namespace:
+            # The default policy, which lets everyone ask, is that of the token's own namespace, which may be one above.
+            within = f"{self._namespace}/"
+            answer = self.ask("POST", "sys/capabilities-self", {"paths": [within + path for path in paths]}, outside=True)
         if not answer.ok:
             raise self.refused(answer, f"{self.url}: what {self.identity} may do")
-        found = {path: answer.data.get(path) for path in paths}
+        found = {path: answer.data.get(within + path) for path in paths}
         if not all(isinstance(each, list) for each in found.values()):
             raise self._no_answer()
         return {path: frozenset(each or ()) for path, each in found.items()}
@@ -262,13 +269,15 @@ class VaultSession:
         params: Mapping[str, str] | None = None,
         token: Secret | None = None,
         again: bool = True,
+        outside: bool = False,
     ) -> Answer:
-        found = self._try(method, path, body, params, token)
+        headers = self._headers(token, outside)
+        found = self._try(method, path, body, params, headers)
         for pause in PAUSES_S if again else ():
             if found.status not in _BUSY if isinstance(found, Answer) else not found.passing:
                 break
             self._pause(pause)
-            found = self._try(method, path, body, params, token)
+            found = self._try(method, path, body, params, headers)
         if isinstance(found, Answer):
             return found
         raise SecretUnavailable(f"the Vault at {self._address} {found.text}", found.hint)
@@ -279,12 +288,11 @@ class VaultSession:
         path: str,
         body: Mapping[str, Any] | None,
         params: Mapping[str, str] | None,
-        token: Secret | None,
+        headers: dict[str, str],
     ) -> Answer | _Silence:
         """An answer, or why there is none. No exception of requests leaves: its request holds the token."""
         import requests
 
-        headers = {"X-Vault-Token": token.text()} if token is not None else {}
         try:
             response = self._open().request(
                 method,
@@ -310,6 +318,10 @@ class VaultSession:
         except Exception as error:  # urllib3's own, when an answer breaks off
             return _Silence(f"gave no whole answer ({type(error).__name__})", "look at the server and the network", True)
 
+    def _headers(self, token: Secret | None, outside: bool) -> dict[str, str]:
+        named = {"X-Vault-Namespace": self._namespace} if self._namespace and not outside else {}
+        return named | ({"X-Vault-Token": token.text()} if token is not None else {})
+
     def _open(self) -> Any:
         if self._adapter is None:
             try:
@@ -323,7 +335,6 @@ class VaultSession:
             session.verify = str(self._ca_file) if self._ca_file is not None else True
             self._adapter = RawAdapter(
                 base_uri=self._address,
-                namespace=self._namespace or None,
                 session=session,
                 allow_redirects=False,
                 timeout=(CONNECT_S, ANSWER_S),

@@ -501,11 +501,25 @@ def test_a_wildcard_of_a_policy_and_the_root_token_are_seen(openbao: OpenBao, pa
     assert opened(openbao, path).readable()
 
 
+def test_a_right_in_a_namespace_is_seen_from_outside_of_it(openbao: OpenBao) -> None:
+    team = openbao.new_name("team")
+    openbao.ask("POST", f"sys/namespaces/{team}", {})
+    mount = openbao.new_mount(namespace=team)
+    openbao.ask("POST", f"{mount}/data/clinic", {"data": {"value": "secret"}}, namespace=team)
+    token = openbao.new_token("default", openbao.new_policy({f"{team}/{mount}/data/clinic": ["read"]}))
+    for name, namespace in ((f"{team}/{mount}//clinic", ""), (f"{mount}/clinic", team)):
+        secret = opened(openbao, name, as_=session(openbao, Token(InHand(token)), namespace=namespace))
+        assert secret.fetch().text() == "secret"
+        assert secret.readable()
+
+
 def test_of_a_wrapped_value_the_right_to_unwrap_counts(openbao: OpenBao, path: str) -> None:
     data = path.replace("/", "/data/", 1)
     for rules, expected in (
         ({data: ["read"]}, False),
         ({"transit/decrypt/clinic": ["update"]}, True),
+        ({"transit/export/encryption-key/*": ["read"]}, True),
+        ({"transit/backup/clinic": ["read"]}, True),
         ({data: ["read"], "transit/encrypt/clinic": ["update"]}, False),
     ):
         token = openbao.new_token("default", openbao.new_policy(rules))
