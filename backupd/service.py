@@ -41,8 +41,6 @@ if TYPE_CHECKING:  # an operation's own room is imported by the method that runs
     from backupd.config.models import Source as ConfiguredSource
     from backupd.drill import DrillPlan, DrillReport
     from backupd.postgres.roles import RolesReport
-    from backupd.rotation import Moved, Pace, Report, SecretColumn, encrypt, rotate
-    from backupd.rotation.status import Status
     from backupd.separation import Identities
     from backupd.verify import Proof
 
@@ -232,7 +230,7 @@ class Service:
         """One backup of one source."""
         from backupd.backup import back_up
 
-        with self._before(Operation.BACKUP, name):
+        with self.recorded(Operation.BACKUP, name):
             self._keep_apart(name)
             source, sealing, catalog = self.protected(name), self.sealing(), self.catalog
         return back_up(source, catalog, sealing, self.trail, progress)
@@ -250,7 +248,7 @@ class Service:
         """Prove one backup's manifest and parts, and with a key that it opens and reads to its end."""
         from backupd.verify import verify
 
-        with self._before(Operation.VERIFY, entry.source, entry.backup_id):
+        with self.recorded(Operation.VERIFY, entry.source, entry.backup_id):
             manifest = entry.proved()
             if key is not None:
                 key.require(manifest, entry.digest)
@@ -261,7 +259,7 @@ class Service:
         """Restore one backup into an empty database."""
         from backupd.restore import Target, restore
 
-        with self._before(Operation.RESTORE, entry.source, entry.backup_id):
+        with self.recorded(Operation.RESTORE, entry.source, entry.backup_id):
             manifest = entry.proved()
             key.require(manifest, entry.digest)
         to = Target(target, self.client_directories(entry.source))
@@ -300,7 +298,7 @@ class Service:
         """
         from backupd.drill import drill
 
-        with self._before(Operation.RESTORE_TEST, name, backup_id):
+        with self.recorded(Operation.RESTORE_TEST, name, backup_id):
             self.source(name)
             entry = self.entry(name, backup_id)
             manifest = entry.proved()
@@ -308,7 +306,7 @@ class Service:
             self._keep_apart(name, key)
             plan = self._drill_plan(entry, key)
         with self.opening(Operation.RESTORE_TEST, name, secret_key, released) as opening:
-            with self._before(Operation.RESTORE_TEST, name, entry.backup_id):
+            with self.recorded(Operation.RESTORE_TEST, name, entry.backup_id):
                 opening.require(manifest, entry.digest)
             return drill(manifest, self.store, opening, plan, self.trail, progress)
 
@@ -354,7 +352,7 @@ class Service:
         """The released session keys of one backup of this source; their use, and what keeps them from it, is recorded."""
         from backupd.release import accept
 
-        with self._before(operation, source):
+        with self.recorded(operation, source):
             custodian = open_custodian(SecretRef("file", str(one_time_key.absolute())), self._environ)
             keys, request_sha256 = accept(release, custodian.fetch())
             if keys.source != source:
@@ -393,106 +391,12 @@ class Service:
             if released is not None:
                 yield Opening(home, released)
                 return
-            with self._before(operation, source):
+            with self.recorded(operation, source):
                 home.import_secret(self.opening_key(secret_key).fetch())
             yield Opening(home)
 
-    # ---------------------------------------------------------------------------------------------------------- columns
-
-    def secret_columns(self, name: str) -> tuple[SecretColumn, ...]:
-        """A source's columns of second factors, with their custodians; nothing is fetched."""
-        from backupd.rotation import Former, SecretColumn
-
-        return tuple(
-            SecretColumn(
-                source=name,
-                table=each.table,
-                id_column=each.id_column,
-                column=each.column,
-                cipher=each.cipher,
-                keys=self.custodian(each.keys),
-                archive=self.custodian(each.archive) if each.archive else None,
-                former=Former(
-                    each.former.column, each.former.cipher, self.custodian(each.former.keys) if each.former.keys else None
-                )
-                if each.former
-                else None,
-            )
-            for each in self.source(name).totp
-        )
-
-    def secret_column(self, name: str, wanted: str | None) -> SecretColumn:
-        """The column `TABLE.COLUMN` of a source, or the only one that it has. Raises ConfigError that names those there are."""
-        there = self.secret_columns(name)
-        found = [each for each in there if wanted in (None, each.name)]
-        if len(found) != 1:
-            names = ", ".join(each.name for each in there) or "there is none"
-            what = "has not exactly one column of second factors" if wanted is None else f"has no column {printable(wanted)}"
-            raise ConfigError(f"the source {printable(name)} {what}", f"name one with --column; configured are: {names}")
-        return found[0]
-
-    def column_status(self, name: str) -> list[Status]:
-        """What a source's columns of second factors hold."""
-        from backupd.rotation import status
-
-        with self._before(Operation.COLUMNS, name):
-            columns, dsn = self.secret_columns(name), self.dsn(self.source(name))
-        return status.look(name, columns, dsn, self.trail)
-
-    def encrypt_column(
-        self, name: str, wanted: str | None, stage: encrypt.Stage | None, pace: Pace, moved: Moved = lambda _: None
-    ) -> Report:
-        """Move a column's secrets to AES-256-GCM, one stage at a time; without a stage, say what is to be done."""
-        from backupd.rotation import encrypt
-
-        with self._before(Operation.COLUMNS, name):
-            column, dsn = self.secret_column(name, wanted), self._column_writer(name)
-        if stage is None:
-            return encrypt.plan(column, dsn, self.trail)
-        opening = encrypt.Opening(self.client_directories(name), self.config.drill.directory)
-        return encrypt.encrypt(column, dsn, stage, self.trail, pace, opening, moved)
-
-    def rotate_column(
-        self,
-        name: str,
-        wanted: str | None,
-        key_id: str,
-        stage: rotate.Stage | None,
-        pace: Pace,
-        moved: Moved = lambda _: None,
-    ) -> Report:
-        """Bring a column under another key, one stage at a time; without a stage, say what is to be done."""
-        from backupd.rotation import rotate
-
-        with self._before(Operation.COLUMNS, name):
-            column, dsn = self.secret_column(name, wanted), self._column_writer(name)
-        if stage is None:
-            return rotate.plan(column, dsn, key_id, self.trail)
-        return rotate.rotate(column, dsn, key_id, stage, self.trail, pace, moved)
-
-    def retire_column_key(self, name: str, wanted: str | None, key_id: str, *, apply: bool) -> Report:
-        """Move a column's key that nothing names any more from the keyring to the archive."""
-        from backupd.rotation.retire import retire
-
-        with self._before(Operation.COLUMNS, name):
-            column = self.secret_column(name, wanted)
-            everywhere = [each for source in self.config.sources for each in self.secret_columns(source)]
-            sharing = [each for each in everywhere if each.keys.locator == column.keys.locator]
-            dsns = {each.source: self.dsn(self.source(each.source)) for each in sharing}
-            catalog = self.catalog
-        return retire(column, key_id, sharing, dsns, catalog, self.trail, apply=apply)
-
-    def _column_writer(self, name: str) -> Dsn:
-        source = self.source(name)
-        if source.columns_dsn is None:
-            raise ConfigError(
-                f"the role of {printable(name)} reads, and no other is configured to write its columns",
-                "set columns_dsn to a role that may SELECT and UPDATE the table",
-            )
-        return Dsn.parse(source.columns_dsn, self.secret(source.columns_password) if source.columns_password else None)
-
     @contextmanager
-    def _before(self, operation: Operation, source: str | None, backup_id: str | None = None) -> Iterator[None]:
+    def recorded(self, operation: Operation, source: str | None, backup_id: str | None = None) -> Iterator[None]:
         """Record what keeps an operation from beginning: a key that is none, a secret that is not there, a forged manifest."""
         try:
             yield

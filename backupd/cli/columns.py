@@ -58,8 +58,10 @@ def status(session: Session, sources: tuple[str, ...]) -> int:
     \b
     backupd columns status clinic --json
     """
+    from backupd.column_service import ColumnService
+
     with session.service() as service:
-        found = [each for name in service.names(sources) for each in service.column_status(name)]
+        found = [each for name in service.names(sources) for each in ColumnService(service).status(name)]
     session.result([each.to_json() for each in found], lambda: _show_status(found))
     return int(any(each.hazards or each.foreign for each in found))
 
@@ -80,11 +82,14 @@ def encrypt(session: Session, source: str, stage: str | None, column: str | None
     backupd columns encrypt clinic
     backupd columns encrypt clinic --stage rows --batch 200 --pause 0.1 --apply
     """
+    from backupd.column_service import ColumnService
     from backupd.rotation.encrypt import Stage
 
     chosen = _chosen(stage, apply)
     with session.service() as service, _reported(session), _bar(session, "encrypting") as moved:
-        report = service.encrypt_column(source, column, None if chosen is None else Stage(chosen), _pace(batch, pause), moved)
+        report = ColumnService(service).encrypt(
+            source, column, None if chosen is None else Stage(chosen), _pace(batch, pause), moved
+        )
     session.result(report.to_json(), lambda: _show_report(report))
     return 0
 
@@ -115,12 +120,13 @@ def rotate(
     backupd columns rotate clinic --to 2027-1
     backupd columns rotate clinic --to 2027-1 --stage add --apply
     """
+    from backupd.column_service import ColumnService
     from backupd.rotation.rotate import Stage
 
     chosen = _chosen(stage, apply)
     with session.service() as service, _reported(session), _bar(session, "rotating") as moved:
         wanted = None if chosen is None else Stage(chosen)
-        report = service.rotate_column(source, column, key_id, wanted, _pace(batch, pause), moved)
+        report = ColumnService(service).rotate(source, column, key_id, wanted, _pace(batch, pause), moved)
     session.result(report.to_json(), lambda: _show_report(report))
     return 0
 
@@ -141,8 +147,10 @@ def retire(session: Session, source: str, key_id: str, column: str | None, apply
     backupd columns retire clinic --key 2026-1
     backupd columns retire clinic --key 2026-1 --apply
     """
+    from backupd.column_service import ColumnService
+
     with session.service() as service:
-        report = service.retire_column_key(source, column, key_id, apply=apply)
+        report = ColumnService(service).retire(source, column, key_id, apply=apply)
     session.result(report.to_json(), lambda: _show_report(report))
     return 0
 
