@@ -1,8 +1,8 @@
 """Who asks for which secret: a configuration's references become custodians, each under the identity whose business it is.
 
 There are two. One makes backups: it has the signing key, the database's and the store's passwords. The other opens: it has the
-secret key of a drill, and the keys of columns. Which one asks is decided by what the secret is for, not by who calls. Where no
-second identity is configured, both are one, and the rule of `separation` says what that is worth.
+secret key of a drill, the keys of columns, and the role that writes columns. Which one asks is decided by what the secret is
+for, not by who calls. Where no second identity is configured, both are one; `separation` says what that is worth.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Custodians:
 
     @cached_property
     def _that_open(self) -> tuple[SecretRef, ...]:
-        """The keys that open backups and columns, and the canaries beside them."""
-        key = self._config.drill.secret_key
-        columns = (each for source in self._config.sources.values() for each in source.totp)
-        return (*references(tuple(columns)), *((key,) if key is not None else ()))
+        """The keys that open backups and columns, and what goes with them: canaries, passwords of who writes columns."""
+        sources = self._config.sources.values()
+        alone = (self._config.drill.secret_key, *(each.columns_password for each in sources))
+        return (*references(tuple(each.totp for each in sources)), *(each for each in alone if each is not None))
 
     @cached_property
     def _backups(self) -> Servers:

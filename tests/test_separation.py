@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,17 @@ import pytest
 
 from backupd import separation
 from backupd.config import load
+from backupd.config.models import SecretRef
+from backupd.custody import Custodian, Servers, open_custodian
+from backupd.custody import SecretRef as Reference
+from backupd.custody.key_vault import KeyVaults
 from backupd.errors import Refused
 from backupd.separation import Finding, Weight
 from backupd.service import Service
 from tests.audit.examples import ACTOR
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep, plant
 from tests.leak_watch import Planted
+from tests.parts.key_vault import VAULT, Credential, KeyVaultServer
 from tests.parts.openbao import AppRoleOf, OpenBao
 from tests.parts.postgres import PostgresServer
 
@@ -228,6 +233,58 @@ def test_a_signing_key_that_opens_backups_is_found(rig: Rig) -> None:
     keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
     rig.signing = '{ file = "operations.sec.asc" }'
     assert any("is also a recipient" in each for each in rig.shared())
+
+
+# -------------------------------------------------------------------------------------------------------- Azure Key Vault
+
+
+def in_key_vault(rig: Rig, server: KeyVaultServer, backups: str, columns: str, opening: str = "") -> list[Finding]:
+    """What is found when what makes backups is the identity `backups` to the vault, and what opens them is `reader`."""
+    rig.columns = columns
+    rig.opening = opening or rig.opening
+    with rig.service() as service:
+        who = service.identities()
+
+        def asked_by(identity: str, otherwise: Callable[[SecretRef], Custodian]) -> Callable[[SecretRef], Custodian]:
+            vaults = KeyVaults(credential=Credential(identity), transport=server.transport, retries=0)
+
+            def opened(ref: SecretRef) -> Custodian:
+                if ref.kind != "azure":
+                    return otherwise(ref)
+                return open_custodian(
+                    Reference(ref.kind, ref.name, ref.field, ref.version, ref.unwrap), {}, Servers(None, vaults)
+                )
+
+            return opened
+
+        identities = replace(who, own=asked_by("reader", who.own), backups=asked_by(backups, who.backups))
+        return list(separation.examine(service.config, ("clinic",), identities, opens=False))
+
+
+def test_a_key_vault_that_gives_what_makes_backups_the_column_keys_is_found(rig: Rig, key_vault: KeyVaultServer) -> None:
+    key_vault.keep("totp", rig.secrets.keyring.decode())
+    columns = f'{{ azure = "{VAULT}/secrets/totp" }}'
+    assert Weight.SHARED not in {each.weight for each in in_key_vault(rig, key_vault, "nobody", columns)}
+    [found] = [each for each in in_key_vault(rig, key_vault, "reader", columns) if each.weight is Weight.SHARED]
+    assert found.text == f"what makes backups may get azure:{VAULT}/secrets/totp: the column keys of clinic: users.totp_secret"
+    assert "drill.azure_key_vault" in found.hint
+    [doubt] = [each for each in in_key_vault(rig, key_vault, "stranger", columns) if each.weight is Weight.DOUBT]
+    assert "was not answered" in doubt.text
+
+
+def test_the_right_to_unwrap_and_one_object_for_both_are_found_in_a_key_vault(rig: Rig, key_vault: KeyVaultServer) -> None:
+    key = key_vault.new_key("both")
+    key_vault.grant("unwraps", "keys/unwrapKey")
+    columns = f'{{ azure = "{VAULT}/secrets/wrapped", unwrap = "{key}" }}'
+    opening = f'{{ azure = "{VAULT}/secrets/operations", unwrap = "{key.rpartition("/")[0]}" }}'
+    found = [each.text for each in in_key_vault(rig, key_vault, "nobody", columns, opening) if each.weight is Weight.SHARED]
+    assert len(found) == 1
+    assert f"are wrapped by one key, azure:{VAULT}/keys/both" in found[0]
+    found = [each.text for each in in_key_vault(rig, key_vault, "unwraps", columns) if each.weight is Weight.SHARED]
+    assert any(f"may unwrapKey with {key}" in each for each in found)
+    one = f'{{ azure = "{VAULT}/secrets/one", field = "%s" }}'
+    found = [each.text for each in in_key_vault(rig, key_vault, "nobody", one % "a", one % "b") if each.weight is Weight.SHARED]
+    assert any(f"in one place, azure:{VAULT}/secrets/one" in each for each in found)
 
 
 # ------------------------------------------------------------------------------------------------- what a refusal leaves

@@ -41,6 +41,10 @@ class Custodian(Protocol):
 class Keeper(Protocol):
     """A place that takes a new value. Every implementation passes `KeeperContract` in `tests/custody/contract.py`."""
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether this value of it can be replaced: a fixed version cannot, nor one that another key wraps."""
+
     def replace(self, new: Secret, seen: Secret) -> None:
         """Put `new` there, durably and whole, if what `fetch` gives is still `seen`; compare and swap.
 
@@ -150,6 +154,6 @@ def guard_of(custodian: Custodian) -> Guarded | None:
 def keeper(custodian: Custodian) -> Keeper:
     """What replaces the secret of this custodian. Raises ConfigError for a place that only others can write."""
     place = custodian.place if isinstance(custodian, Member) else custodian
-    if not isinstance(place, Keeper):
+    if not isinstance(place, Keeper) or not place.replaceable:
         raise ConfigError(f"backupd cannot write to {custodian.locator}", "put the new value there by hand")
     return MemberKeeper(custodian, place) if isinstance(custodian, Member) else place

@@ -41,6 +41,10 @@ class PrivateFile:
         """The file's bytes. Raises SecretUnavailable: missing, unreadable, not a file, open to others, empty, too large."""
         return read_private(self.path, self.locator)
 
+    @property
+    def replaceable(self) -> bool:
+        return True
+
     def replace(self, new: Secret, seen: Secret) -> None:
         """Put `new` in the place of `seen`: a file of the same mode, owner and access list takes over its name at once.
 

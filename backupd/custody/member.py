@@ -52,6 +52,10 @@ class MemberKeeper:
     member: Member
     place: _Writable
 
+    @property
+    def replaceable(self) -> bool:
+        return True
+
     def replace(self, new: Secret, seen: Secret) -> None:
         """Put `new` in the place of `seen`: a text stays a text, an object an object, and the other members what they are.
 

@@ -77,9 +77,13 @@ class VaultSecret:
         value = member_of(self._read()["data"], self.field, self._where, self.locator)
         return value if self.unwrap is None else self._unwrapped(value, self.unwrap)
 
+    @property
+    def replaceable(self) -> bool:
+        return self.version is None and self.unwrap is None
+
     def replace(self, new: Secret, seen: Secret) -> None:
         """Write a version that differs in this member alone, if no version has come since the one that holds `seen`."""
-        if self.version or self.unwrap:
+        if not self.replaceable:
             raise ConfigError(
                 f"backupd cannot write to {self.locator}", "a fixed version or a wrapped value is written by hand"
             )

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backupd.custody import SecretRef, Servers, open_custodian
+from backupd.custody import SecretRef, Servers, keeper, open_custodian
 from backupd.custody.vault import Place as VaultPlace
 from backupd.custody.vault import VaultSecret
 from backupd.custody.vault_login import AppRole, Kubernetes, Login, Token
@@ -548,6 +548,8 @@ def test_a_version_and_a_wrapped_value_are_not_written(openbao: OpenBao, path: s
     for secret in (opened(openbao, path, version="1"), opened(openbao, path, unwrap="transit/clinic")):
         with pytest.raises(ConfigError, match="cannot write to"):
             secret.replace(Secret("newer value"), Secret("old"))
+        with pytest.raises(ConfigError, match="cannot write to"):
+            keeper(secret)
 
 
 # ---------------------------------------------------------------------------------------------------------------- references
