@@ -50,9 +50,13 @@ def references(config: Config) -> Iterator[tuple[str, SecretRef]]:
     ]
     for name, source in config.sources.items():
         named.append((f"the password of {name}", source.password))
+        named.append((f"the password of who writes columns of {name}", source.columns_password))
         for each in source.totp:
-            named.append((f"the column keys of {name}: {each.table}.{each.column}", each.keys))
-            named.append((f"the canary of {name}: {each.table}.{each.column}", each.canary.secret if each.canary else None))
+            column = f"{each.table}.{each.column}"
+            named.append((f"the column keys of {name}: {column}", each.keys))
+            named.append((f"the archive of column keys of {name}: {column}", each.archive))
+            named.append((f"the former keys of {name}: {column}", each.former.keys if each.former else None))
+            named.append((f"the canary of {name}: {column}", each.canary.secret if each.canary else None))
     return ((what, ref) for what, ref in named if ref is not None)
 
 
