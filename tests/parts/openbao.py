@@ -4,6 +4,7 @@ import itertools
 import json
 import secrets
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from tests.parts.ports import claim_port, release_port
-from tests.parts.process import PartFailedError, ServerProcess, clean_environment, short_directory
+from tests.parts.process import START_DEADLINE_S, PartFailedError, ServerProcess, clean_environment, short_directory
 
 _START_TRIES = 3
+_POLL_S = 0.02
 _names = itertools.count(1)
 
 
@@ -61,7 +63,22 @@ class OpenBao:
         mount = prefix + self.new_name(engine)
         body: dict[str, Any] = {"type": engine} | ({"options": {"version": "2"}} if engine == "kv" else {})
         self.ask("POST", f"sys/mounts/{mount}", body, **options)
+        if engine == "kv":
+            self._wait_for(mount, **options)
         return mount
+
+    def _wait_for(self, mount: str, **options: str) -> None:
+        """A fresh KV engine refuses everything while it looks whether there is something to upgrade to version 2."""
+        end = time.monotonic() + START_DEADLINE_S
+        while True:
+            try:
+                self.ask("GET", f"{mount}/config", None, **options)
+            except Exception as error:
+                if "Upgrading from non-versioned" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(_POLL_S)
+            else:
+                return
 
     def new_policy(self, rules: dict[str, list[str]]) -> str:
         """A policy that allows these capabilities at these paths."""
@@ -90,13 +107,13 @@ def running_openbao(*, tls: bool = False) -> Iterator[OpenBao]:
     """A server of its own for the length of the block; with `tls`, under a certificate of its own CA."""
     with short_directory("bd-bao-") as directory:
         for attempt in range(1, _START_TRIES + 1):
-            port = claim_port()
+            port = _two_ports()
             server = _prepare(directory, port, tls)
             assert server.process is not None
             try:
-                server.process.start(lambda: "data" in server.ask("GET", "auth/token/lookup-self"))  # noqa: B023  called before it returns
+                server.process.start(lambda: "data" in server.ask("GET", "secret/config"))  # noqa: B023  called before it returns
             except PartFailedError as error:
-                release_port(port)
+                _release(port)
                 if attempt == _START_TRIES or "address already in use" not in str(error):
                     raise
                 continue
@@ -104,8 +121,22 @@ def running_openbao(*, tls: bool = False) -> Iterator[OpenBao]:
                 yield server
             finally:
                 server.process.stop()
-                release_port(port)
+                _release(port)
             return
+
+
+def _two_ports() -> int:
+    """A port, the one above it claimed too: the server listens there for others of a cluster, unasked."""
+    port = claim_port()
+    while (above := claim_port()) != port + 1:
+        release_port(port)
+        port = above
+    return port
+
+
+def _release(port: int) -> None:
+    release_port(port)
+    release_port(port + 1)
 
 
 def _prepare(directory: Path, port: int, tls: bool) -> OpenBao:
