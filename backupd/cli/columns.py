@@ -209,7 +209,7 @@ def _show_status(found: list[Status]) -> None:
     table(("source", "column", "form", "key", "rows", "state"), rows)
     hazards = sum(each.hazards for each in found)
     if hazards:
-        click.echo(click.style("HAZARD: ", fg="red", bold=True) + f"{hazards} values are in clear", err=True)
+        click.echo(click.style("HAZARD: ", fg="red", bold=True) + f"in clear, of all values: {hazards}", err=True)
 
 
 def _show_report(report: Report) -> None:

@@ -23,14 +23,10 @@ from backupd.redact import printable
 LOCK_TIMEOUT_S = 2.0
 RUN_WAIT_S = 10.0  # for the lock of a run that was killed: its server process has to notice first
 _READ = 2000
-_GIVE_UP_AFTER = 3  # rows in a row that are locked: then it is the table
+_TRIES = 5  # when the table is locked; rows that are locked are passed over
 _RIGHTS = "GRANT SELECT, UPDATE ON the table TO the role in columns_dsn"
 
-_CONTENTION = (
-    psycopg.errors.DeadlockDetected,
-    psycopg.errors.LockNotAvailable,
-    psycopg.errors.SerializationFailure,
-)
+_CONTENTION = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 # A constraint or a trigger of the application's has a say in each row.
 _UNWELCOME = (psycopg.errors.IntegrityError, psycopg.errors.DataError, psycopg.errors.RaiseException)
 
@@ -209,25 +205,23 @@ def swap(connection: Connection, table: Table, column: str, into: str, swaps: Se
     if not swaps:
         return Swapped(frozenset(), {})
     with translated(f"write to {printable(table.name)}", _RIGHTS):
-        try:
-            return Swapped(_swap(connection, table, column, into, swaps), {})
-        except (*_CONTENTION, *_UNWELCOME):
-            return _one_by_one(connection, table, column, into, swaps)
+        for _ in range(_TRIES - 1):
+            with suppress(psycopg.errors.LockNotAvailable):
+                return _swap_what_can_be(connection, table, column, into, swaps)
+        return _swap_what_can_be(connection, table, column, into, swaps)
 
 
-def _one_by_one(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> Swapped:
-    """So that one row which is locked, or unwelcome, keeps no other from being written."""
+def _swap_what_can_be(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> Swapped:
+    """All at once, or else one by one, so that one row that is fought over, or unwelcome, keeps no other from being written."""
+    with suppress(*_CONTENTION, *_UNWELCOME):
+        return Swapped(_swap(connection, table, column, into, swaps), {})
     done: set[str] = set()
     refused: dict[str, str] = {}
-    locked = 0
     for each in swaps:
         try:
             done |= _swap(connection, table, column, into, [each])
-            locked = 0
         except _CONTENTION:
-            locked += 1
-            if locked == _GIVE_UP_AFTER:
-                break
+            continue
         except _UNWELCOME as error:
             # Not the server's message: a trigger can put the row into it.
             by = error.diag.constraint_name or "a trigger"
@@ -245,9 +239,12 @@ def _swap(connection: Connection, table: Table, column: str, into: str, swaps: S
     else:
         change = sql.SQL("{} = v.new, {} = NULL").format(target, source)
         there = sql.SQL("(t.{0} IS NULL AND v.beside IS NULL OR sha256(t.{0}) = v.beside)").format(target)
+    # A row that somebody has locked is passed over: waiting for it would keep the batch's other rows locked meanwhile, and the
+    # logins that need them. The lock is the one that UPDATE takes, so that rows which refer to this one can still be inserted.
     statement = sql.SQL(
-        "UPDATE {table} AS t SET {change}"
-        " FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bytea[]) AS v(id, seen, beside, new)"
+        "WITH v AS MATERIALIZED (SELECT s.* FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bytea[])"
+        " AS s(id, seen, beside, new) JOIN {table} AS t ON t.{id} = s.id::{id_type} FOR NO KEY UPDATE OF t SKIP LOCKED)"
+        " UPDATE {table} AS t SET {change} FROM v"
         " WHERE t.{id} = v.id::{id_type} AND sha256({value}) = v.seen AND {there} RETURNING v.id"
     ).format(
         table=sql.SQL(table.name),

@@ -19,6 +19,7 @@ from backupd.redact import printable
 from backupd.rotation import SHOWN, Moved, Pace
 
 STALLED_PASSES = 5  # that could write nothing of what there was to write
+STALL_S = 2.0  # before the next pass after such a one: whoever has the rows locked may be done by then
 MOST_PASSES = 100  # an application that goes on writing the old form makes work for ever
 
 Recode = Callable[[Row], bytes | None]
@@ -62,12 +63,16 @@ def rewrite(
         tried, done = _pass(connection, table, column, into, recode, but=but, pace=pace, moved=moved, tally=tally)
         if not tried:
             return
-        stalled = 0 if done else stalled + 1
+        if done:
+            stalled = 0
+            continue
+        stalled += 1
         if stalled == STALLED_PASSES:
             raise SourceError(
                 f"{tried} rows of {printable(table.name)} cannot be written: they are locked, or a trigger keeps them so",
                 "end the transactions that have been open for long (pg_stat_activity), and run it again",
             )
+        time.sleep(STALL_S)
     raise SourceError(
         f"applications go on writing {printable(table.name)}.{printable(column)} as before",
         "let each of them fetch the keyring anew, or update it, and run this again",
