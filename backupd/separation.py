@@ -60,12 +60,12 @@ class Identities:
 
 
 def require_apart(config: Config, source: str, who: Identities, opening: Custodian | None) -> None:
-    """Refuse to go on where a key of backups and a key of the source's columns are not apart; warn of what was not settled.
+    """Refuse to go on where a key of backups and a key of the source's columns are not apart; warn of what was not answered.
 
     `opening` is the key that a drill opens backups with, None for a backup. Raises Refused.
     """
     for each in require(examine(config, (source,), who, opening=opening, opens=opening is not None)):
-        if each.weight is not Weight.NOTE:
+        if each.weight is Weight.DOUBT:  # what is so every night is for `check` to say
             log.warning("the separation of keys", source=source, finding=each.text, hint=each.hint)
 
 
@@ -214,7 +214,7 @@ def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterat
             yield Finding(
                 Weight.WARNING,
                 f"what makes backups here can read the key that opens them, {custodian.locator}",
-                "keep it on another host, or give it to the unit of the drill alone, by LoadCredential=",
+                "keep it on another host, or give it to the unit of the drill alone, as a systemd credential",
             )
         return
     try:
