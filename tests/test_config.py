@@ -270,6 +270,18 @@ def test_everything_that_is_wrong_is_told_at_once(file: Path) -> None:
         ("sources.clinic.totp.0.canary.id", True, "expected a row's id: a number, or text in quotes"),
         ("sources.clinic.totp.0.cipher", "rot13", "expected one of aes-256-gcm, fernet, pgcrypto"),
         ("sources.clinic.totp.0.digits", 9, "must be at most 8"),
+        ("sources.clinic.totp.0.rotate_days", 0, "must be at least 1"),
+        ("sources.clinic.totp.0.former", {"column": "old", "cipher": "fernet"}, "is missing"),
+        ("sources.clinic.totp.0.former", {"column": "old", "cipher": "rot13"}, "expected one of plaintext, fernet, pgcrypto"),
+        (
+            "sources.clinic.totp.0.former",
+            {"column": "old", "cipher": "plaintext", "keys": {"env": "X"}},
+            "means nothing to plaintext",
+        ),
+        ("sources.clinic.totp.0.former", {"column": "old", "cipher": "plaintext"}, "means nothing to a fernet column"),
+        ("sources.clinic.totp.0.archive", {"env": "X"}, "means nothing to a fernet column"),
+        ("sources.clinic.columns_dsn", "postgresql://u:hunter2@db/clinic", "holds a password"),
+        ("sources.clinic.columns_password", {"env": "X"}, "is the password of nobody"),
         ("sources.clinic.password", "hunter2", "expected a reference to a secret, not the secret itself"),
         ("sources.clinic.password", {}, "expected exactly one of file, env, credential, vault, azure"),
         ("sources.clinic.password", {"file": "a", "env": "B"}, "expected exactly one of file, env, credential, vault, azure"),
@@ -292,6 +304,15 @@ def test_a_mistake_is_told_in_plain_words(file: Path, place: str, value: object,
     assert problem.what.startswith(what)
     assert "hunter2" not in f"{problem} {problem.hint}"
     assert problem.where.split(".")[0] == place.split(".")[0]
+
+
+def test_a_column_is_not_moved_into_itself(file: Path) -> None:
+    column = VALID["sources"]["clinic"]["totp"][0] | {
+        "cipher": "aes-256-gcm",
+        "former": {"column": "totp_secret", "cipher": "plaintext"},
+    }
+    (problem,) = problems(file, changed("sources.clinic.totp", [column]))
+    assert problem.what == "is the column itself"
 
 
 def test_a_column_or_a_question_that_stands_twice_is_told(file: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import traceback
 from base64 import b64encode
+from datetime import date
 
 import pytest
 
@@ -43,6 +44,44 @@ def test_extending_keeps_the_old_keys_and_makes_the_new_one_current() -> None:
     assert len(after.key("b")) == 32
     with pytest.raises(KeysUnusable, match="already"):
         after.extended("a")
+
+
+def test_the_day_a_key_was_made_is_kept_with_it() -> None:
+    day = date(2026, 1, 5)
+    keyring = Keyring.generate("a", day).joined(Keyring.generate("b"))
+    assert dict(keyring.created) == {"a": day}
+    assert Keyring.parse(keyring.render()) == keyring
+    assert b'"created": {\n  "a": "2026-01-05"\n }' in keyring.render().reveal()
+    assert keyring.promoted("b").without("a").created == {}
+
+
+@pytest.mark.parametrize("created", [[], "2026-01-05", {"a": "20260105"}, {"a": "2026-W02"}, {"a": 5}, {"a": "2026-02-30"}])
+def test_a_day_has_one_spelling(created: object) -> None:
+    with pytest.raises(KeysUnusable, match="`created`"):
+        Keyring.parse(as_json({"current": "a", "keys": {"a": OLD_TEXT}, "created": created}))
+
+
+def test_a_day_without_its_key_is_an_error() -> None:
+    with pytest.raises(KeysUnusable, match="created that is not in it"):
+        Keyring.parse(as_json({"current": "a", "keys": {"a": OLD_TEXT}, "created": {"b": "2026-01-05"}}))
+
+
+def test_a_key_that_joins_only_reads_until_it_is_promoted() -> None:
+    before, fresh = Keyring.generate("a"), Keyring.generate("b")
+    keyring = before.joined(fresh)
+    assert (keyring.current, keyring.key("b")) == ("a", fresh.key("b"))
+    assert keyring.promoted("b").current == "b"
+    with pytest.raises(UnknownKey):
+        before.promoted("b")
+
+
+def test_with_the_archive_retired_keys_read_again() -> None:
+    whole = Keyring.generate("a").extended("b")
+    kept, archive = whole.without("a"), Keyring("a", {"a": whole.key("a")})
+    together = kept.together(archive)
+    assert (together.current, set(together.keys), together.retired) == ("b", {"a", "b"}, ())
+    with pytest.raises(KeysUnusable, match="one key in the keyring and another in the archive"):
+        whole.together(Keyring.generate("a"))
 
 
 def test_generated_keys_differ() -> None:
