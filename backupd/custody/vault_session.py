@@ -291,10 +291,11 @@ class VaultSession:
         headers: dict[str, str],
     ) -> Answer | _Silence:
         """An answer, or why there is none. No exception of requests leaves: its request holds the token."""
+        adapter = self._open()
         import requests
 
         try:
-            response = self._open().request(
+            response = adapter.request(
                 method,
                 f"/v1/{quote(path, safe='/')}",
                 headers=headers,

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import sys
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -596,6 +597,13 @@ def test_odd_characters_of_a_path_arrive_and_do_not_confuse_locators(openbao: Op
     write(openbao, odd.replace("?", "%3F").replace("#", "%23").replace("%2f", "%252f"), value="odd")
     assert opened(openbao, odd).fetch().text() == "odd"
     assert opened(openbao, odd).locator.endswith("/data/a%20b%3Fversion%3D1%23c%252fd#value")
+
+
+def test_without_its_client_it_is_said_what_to_install(openbao: OpenBao, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("hvac", "hvac.adapters", "requests"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match="need the package hvac"):
+        opened(openbao, path).fetch()
 
 
 def test_without_a_server_it_is_said_what_is_missing() -> None:
