@@ -7,6 +7,8 @@ import dataclasses
 import pytest
 
 from backupd.audit.records import Phase
+from backupd.columns import Cell
+from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.custody.file import PrivateFile
 from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable
@@ -14,7 +16,8 @@ from backupd.redact import Secret
 from backupd.rotation import Pace, Report, SecretColumn
 from backupd.rotation.retire import retire
 from backupd.rotation.rotate import Stage, rotate
-from tests.e2e.rig import Pairs, file_store, rigged
+from backupd.stores import open_store
+from tests.e2e.rig import Pairs, rigged
 from tests.installation import keep
 from tests.rotation.clinic import FIRST, Clinic, seed
 
@@ -44,12 +47,8 @@ def turn(
     also: tuple[SecretColumn, ...] = (),
 ) -> Report:
     """Against an empty store."""
-    if not (clinic.directory / "store").exists():
-        store = file_store(clinic.directory)
-    else:
-        from backupd.stores import open_store
-
-        store = open_store(f"file://{clinic.directory}/store")
+    (clinic.directory / "store").mkdir(exist_ok=True)
+    store = open_store(f"file://{clinic.directory}/store")
     column = clinic.column(archive=archive)
     with rigged(store, pairs, clinic.directory) as rig:
         return retire(column, key_id, [column, *also], {"clinic": clinic.reader}, rig.catalog, clinic.trail, apply=apply)
@@ -101,8 +100,6 @@ def test_the_current_key_is_not_retired(rotated: Clinic, pairs: Pairs) -> None:
 
 def test_a_key_that_a_row_names_is_not_retired(rotated: Clinic, pairs: Pairs) -> None:
     old = Keyring(FIRST, {FIRST: rotated.keyring.key(FIRST)})
-    from backupd.columns.aes_gcm import AesGcm
-
     value = AesGcm(old).encrypt(rotated.cell(1), Secret(seed(1)))
     rotated.database.execute("UPDATE users SET totp_sealed = %s WHERE id = 1", (value,))
     with pytest.raises(Refused, match=r"1 row of users\.totp_sealed name") as caught:
@@ -114,9 +111,6 @@ def test_a_key_that_a_row_of_another_column_names_is_not_retired(rotated: Clinic
     """Two columns may share a keyring; a key leaves it for both."""
     rotated.database.execute("ALTER TABLE users ADD recovery bytea")
     old = Keyring(FIRST, {FIRST: rotated.keyring.key(FIRST)})
-    from backupd.columns import Cell
-    from backupd.columns.aes_gcm import AesGcm
-
     value = AesGcm(old).encrypt(Cell("users", "recovery", "1"), Secret(seed(1)))
     rotated.database.execute("UPDATE users SET recovery = %s WHERE id = 1", (value,))
     with pytest.raises(Refused, match=r"users\.recovery"):
