@@ -165,27 +165,32 @@ def test_a_write_of_the_application_in_between_wins_and_is_counted(due: Clinic, 
 
 
 def test_no_write_is_lost_that_comes_while_rows_are_rewritten(due: Clinic) -> None:
-    """An application with the old keyring enrols users anew all the while. Whenever a batch comes, the last enrolment stays."""
-    cipher = AesGcm(Keyring(FIRST, {FIRST: due.keyring.key(FIRST)}))
+    """An application enrols users anew all the while, under the old key, and finds each time what it wrote the time before."""
+    reading = AesGcm(due.keyring)
+    writing = AesGcm(due.keyring.promoted(FIRST))
     last = dict(EVERYONE)
+    lost: list[int] = []
     over = threading.Event()
 
     def application() -> None:
         with due.database.connect() as connection:
-            for turn_of in range(1, 40):
+            for turn_of in range(1, 60):
                 for number in EVERYONE:
-                    text = seed(number, turn_of)
-                    value = cipher.encrypt(due.cell(number), Secret(text))
+                    [(found,)] = connection.execute("SELECT totp_sealed FROM users WHERE id = %s", (number,)).fetchall()
+                    if reading.decrypt(due.cell(number), found).text() != last[number]:
+                        lost.append(number)
+                    last[number] = seed(number, turn_of)
+                    value = writing.encrypt(due.cell(number), Secret(last[number]))
                     connection.execute("UPDATE users SET totp_sealed = %s WHERE id = %s", (value, number))
-                    last[number] = text
         over.set()
 
     thread = threading.Thread(target=application)
     thread.start()
     while not over.is_set():
         with suppress(SourceError):  # that applications go on writing under the old key, or have a row locked
-            turn(due, Stage.ROWS)
+            rotate(due.column(), due.writer, NEW, Stage.ROWS, due.trail, Pace(batch=USERS))
     thread.join()
+    assert lost == []
     turn(due, Stage.ROWS)
     assert due.opened() == last
     assert due.key_ids() == {NEW}
