@@ -42,6 +42,7 @@ def look(parts: Parts, name: str, source: Source) -> Iterator[Line]:
             yield from _asked(connection, area, _passwords)
         for each in source.totp:
             yield from _asked(connection, area, partial(_column, each))
+            yield from _asked(connection, area, partial(_former, name, each))
     if server.in_recovery:
         yield warning(area, "it is a standby: unlogged tables are in no backup", "name the primary, if they matter")
     yield from guarded(area, _programs(area, source, server))
@@ -122,6 +123,28 @@ def _column(column: Totp, connection: Connection, area: str) -> Iterator[Line]:
         return
     named = f", with the keys {', '.join(found.key_ids)}" if found.key_ids else ""
     yield ok(area, f"all {found.rows} second factors in {where} are encrypted{named}")
+
+
+def _former(source: str, column: Totp, connection: Connection, area: str) -> Iterator[Line]:
+    """What is still where secrets were before; a dump holds that column as well."""
+    former = column.former
+    if former is None:
+        return
+    where, hint = f"{column.table}.{former.column}", f"go on with `backupd columns encrypt {source}`"
+    try:
+        _require_column(connection, column.table, former.column)
+    except ConfigError:
+        yield ok(area, f"{where} is gone: `former` may leave the configuration")
+        return
+    found = column_keys.look(connection, column.table, former.column, lambda _: None)
+    if not found.rows:
+        yield warning(area, f"{where} is empty and still there", hint)
+        return
+    said = f"{found.rows} second factors are still in {where}"
+    if former.cipher == "plaintext":
+        yield problem(area, f"{said}, in clear", hint)
+    else:
+        yield warning(area, f"{said}, as {former.cipher}", hint)
 
 
 def _require_column(connection: Connection, table: str, name: str) -> None:

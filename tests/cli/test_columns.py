@@ -142,7 +142,22 @@ def test_a_column_in_clear_becomes_an_encrypted_one(clinic: Installation) -> Non
     former = f'[sources.{SOURCE}.totp.former]\ncolumn = "totp_secret"\ncipher = "plaintext"\n'
     clinic.configure(totp=TOTP.replace('column = "totp_secret"', 'column = "totp_secret_sealed"') + former)
     assert clinic.run("columns", "status", "--json").json[0]["hazards"] == PATIENTS
+
+    def lines_on_it() -> list[str]:
+        lines = clinic.run("check", "--json").json["lines"]
+        return [
+            f"{each['state']}: {each['text']}"
+            for each in lines
+            if each["text"].split(" is ")[0] == "users.totp_secret" or each["text"].endswith(" in clear")
+        ]
+
     for stage, then in (("column", "new version"), ("rows", "--stage finish"), ("finish", "remove `former`")):
+        told = {
+            "column": f"problem: {PATIENTS} second factors are still in users.totp_secret, in clear",
+            "rows": f"problem: {PATIENTS} second factors are still in users.totp_secret, in clear",
+            "finish": "warning: users.totp_secret is empty and still there",
+        }
+        assert lines_on_it() == [told[stage]]
         planned = clinic.run("columns", "encrypt", SOURCE).ok()
         assert f"--stage {stage} --apply" in planned.stdout
         done = clinic.run("columns", "encrypt", SOURCE, "--stage", stage, "--apply").ok()
