@@ -44,12 +44,14 @@ _EXPANSION = 4  # a database beside its compressed dump, in size; the scratch cl
 class DrillPlan:
     """What a drill looks at. `key` is the custodian that the backup's key comes from; `deadline_s` is for the restore's data.
 
+    `none_claimed` says that the source has no second factors, which else is found out by the names of its columns.
     `newest_at` is the snapshot's time of the source's newest backup, by which the recovery point is measured; None when that is
     the one that is drilled. The scratch cluster lies in memory if there is room, else in `scratch_directory`.
     """
 
     key: Custodian
     columns: tuple[TotpColumn, ...] = ()
+    none_claimed: bool = False
     questions: tuple[Question, ...] = ()
     objectives: Objectives = Objectives()  # noqa: RUF009  # a frozen value
     newest_at: datetime | None = None
@@ -179,6 +181,7 @@ class _Drill:
                 unsealed=self._unsealed,
                 sealed=self._sealed(),
                 columns=self._plan.columns,
+                none_claimed=self._plan.none_claimed,
                 questions=self._plan.questions,
                 objectives=self._plan.objectives,
                 newest_at=self._newest_at,

@@ -333,6 +333,7 @@ class Service:
                 )
                 for each in source.totp
             ),
+            none_claimed="totp" in source.model_fields_set and not source.totp,
             questions=tuple(Question.expecting(each.name, each.query, each.expect) for each in source.sql),
             objectives=Objectives(promised.rpo_hours, promised.rto_minutes),
             newest_at=newest.manifest.snapshot.taken_at if newest is not None and newest.manifest is not None else None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from backupd import openpgp
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.openpgp.home import SHARED_MEMORY, in_memory
-from backupd.postgres.scratch import unprivileged_user
+from backupd.postgres.scratch import OWN_ACCOUNT, unprivileged_user
 
 AREA = "host"
 HOME_BYTES = 16 << 20
@@ -61,6 +61,12 @@ def account_of_drills(ours: int) -> Iterator[Line]:
             AREA,
             "a drill run from here shares its account with the scratch server: code of the database could read backupd's keys",
             "run drills as root, as systemd/backupd-drill@.service does: the server is then another account's",
+        )
+    elif account != OWN_ACCOUNT:
+        yield warning(
+            AREA,
+            f"the scratch server of a drill runs as {account}, as other services may: code of the database can reach theirs",
+            f"create the account {OWN_ACCOUNT}: useradd --system --no-create-home --shell /usr/sbin/nologin {OWN_ACCOUNT}",
         )
     else:
         yield ok(AREA, f"the scratch server of a drill runs as {account}, apart from backupd's keys")

@@ -124,6 +124,7 @@ class Drilled:
     """All that a check may look at. Times in seconds.
 
     `newest_at` is the snapshot's time of the source's newest backup, which need not be the one that is drilled.
+    `none_claimed` is the configuration's word that the source has no second factors.
     `connection` is to the restored database, in autocommit, as a role that may read everything. `unsealed` gives an artifact's
     plaintext (of the database its SQL, decompressed) in chunks; it counts only if the block ends without an error.
     """
@@ -139,6 +140,7 @@ class Drilled:
     started_at: datetime
     restore_s: float
     elapsed_s: Callable[[], float]
+    none_claimed: bool = False
 
 
 def _as_postgresql_writes(value: str | int | float | bool | None) -> str | None:

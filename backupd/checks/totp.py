@@ -16,6 +16,7 @@ from backupd.columns import ColumnError, SeedInvalid, UnknownKey, totp
 from backupd.columns.totp import Parameters
 from backupd.errors import BackupdError, CouldNotVerify
 from backupd.manifest import Manifest
+from backupd.postgres.session import Connection, translated
 from backupd.redact import Secret, printable
 
 NAME = "totp"
@@ -74,12 +75,16 @@ class Totp:
             if not seen.enrolled:
                 doubts.append(f"{column.name} has no enrolled row, which proves nothing")
         doubts += _unconfigured(drilled)
+        if not drilled.columns and not drilled.none_claimed:
+            doubts += _unnamed(drilled.connection)
         figures = {"columns": len(drilled.columns), "verified": verified, **figures}
         if problems or doubts:
             outcome = Outcome.FAIL if problems else Outcome.COULD_NOT_VERIFY
             return Finding(NAME, outcome, "; ".join(problems + doubts), figures)
         if not drilled.columns:
-            return Finding(NAME, Outcome.PASS, "this source has no column of second factors, says its configuration", figures)
+            return Finding(
+                NAME, Outcome.PASS, "nothing was shown: no column of second factors is configured", figures
+            )
         return Finding(NAME, Outcome.PASS, f"all {verified} enrolled seeds decrypt, make codes and refuse wrong ones", figures)
 
 
@@ -156,6 +161,25 @@ def _unconfigured(drilled: Drilled) -> Iterator[str]:
     for noted in drilled.manifest.column_keys:
         if (noted.table, noted.column) not in known:
             yield f"the manifest names {printable(noted.table)}.{printable(noted.column)}, and the configuration does not"
+
+
+# Names that applications give to what makes codes; not those of the codes themselves, of times or of flags.
+_TELLING = r"(totp|otp|mfa|2fa|two_?factor|second_?factor|authenticator)_?(secret|seed|key)"
+_NAMED_SO = """
+SELECT format('%%I.%%I.%%I', n.nspname, c.relname, a.attname)
+  FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND a.attnum > 0 AND NOT a.attisdropped AND a.attname ~* %s
+ ORDER BY 1 LIMIT 3
+"""
+
+
+def _unnamed(connection: Connection) -> Iterator[str]:
+    """Columns that are called like second factors, where the configuration names none and does not say that there are none."""
+    with translated("look for columns of second factors"):
+        rows = connection.execute(_NAMED_SO, (_TELLING,)).fetchall()
+    for (name,) in rows:
+        yield f"{printable(name)} looks like second factors, and the configuration names no column (or says `totp = []`)"
 
 
 def _canary(column: TotpColumn, seen: _Seen) -> tuple[list[str], list[str]]:

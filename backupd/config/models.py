@@ -291,7 +291,9 @@ class Source(Table):
     deadline_minutes: int = Field(720, ge=1, description="How long a backup may take before it is stopped.")
     clients: File | None = Field(None, description="The directory of pg_dump and pg_restore. Default: the newest installed.")
     globals: bool = Field(True, description="Whether roles are backed up too.")
-    totp: Annotated[tuple[Totp, ...], Many] = Field((), description="Columns with second-factor secrets.")
+    totp: Annotated[tuple[Totp, ...], Many] = Field(
+        (), description="Columns with second-factor secrets. `totp = []` says that there are none."
+    )
     sql: Annotated[tuple[Sql, ...], Many] = Field((), description="Questions of your own for a drill.")
     columns_dsn: Text | None = Field(
         None, description="As `dsn`, with the role that `columns encrypt` and `columns rotate` write with."

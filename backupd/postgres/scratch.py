@@ -35,7 +35,10 @@ from backupd.redact import Secret, printable, scrub
 MEMORY = Path("/dev/shm")  # noqa: S108  # tmpfs on purpose: what is restored must not reach a disk
 SUPERUSER = "backupd_scratch"  # no name of a source's role, which are all made anew in here
 
-ACCOUNTS = ("backupd-scratch", "postgres", "nobody")  # whom the server runs as when we are root; the first is its own
+OWN_ACCOUNT = "backupd-scratch"
+# Whom the server runs as when we are root. Never `postgres`: what is restored brings code, and a live server's files are that
+# account's.
+ACCOUNTS = (OWN_ACCOUNT, "nobody")
 SHARED_ACCOUNT = "code of the database ran as backupd's own account and could have read its keys: run drills as root"
 
 _PREFIX = "bd-scratch-"

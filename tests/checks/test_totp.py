@@ -236,10 +236,20 @@ def test_a_canary_whose_custodian_is_down_verifies_nothing(untouched: Clinic, st
     assert run(CHECK, drilled(untouched, steady, sealed, column)).outcome is Outcome.COULD_NOT_VERIFY
 
 
-def test_a_source_without_second_factors_passes_and_says_so(untouched: Clinic, steady: Connection, sealed: Sealed) -> None:
-    finding = run(CHECK, drilled(untouched, steady, sealed))
+def test_a_source_that_claims_no_second_factors_passes_and_says_that_nothing_was_shown(
+    untouched: Clinic, steady: Connection, sealed: Sealed
+) -> None:
+    finding = run(CHECK, replace(drilled(untouched, steady, sealed), none_claimed=True))
     assert finding.outcome is Outcome.PASS
     assert "no column of second factors" in finding.detail
+
+
+def test_a_column_that_is_called_like_second_factors_is_not_passed_over(
+    untouched: Clinic, steady: Connection, sealed: Sealed
+) -> None:
+    finding = run(CHECK, drilled(untouched, steady, sealed))
+    assert finding.outcome is Outcome.COULD_NOT_VERIFY
+    assert "public.users.totp_secret looks like second factors" in finding.detail
 
 
 def test_a_column_that_fell_out_of_the_configuration_is_not_verified(

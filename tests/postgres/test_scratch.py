@@ -237,7 +237,7 @@ def test_the_server_of_a_killed_owner_dies_and_its_directory_is_removed_by_the_n
 
 def test_a_server_that_outlived_its_owner_is_ended(programs: dict[int, Clients], place: Path) -> None:
     """As on a host without setpriv: the server is nobody's child of ours and goes on."""
-    user = None if os.geteuid() else pwd.getpwnam("postgres")
+    user = None if os.geteuid() else pwd.getpwnam(scratch.unprivileged_user(0) or "")
     own = place / "orphans"
     own.mkdir(mode=0o755)
     directory = own / "bd-scratch-orphan"
