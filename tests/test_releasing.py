@@ -32,7 +32,7 @@ def places() -> Iterator[dict[str, Path]]:
     """Where the document's directories are here, in memory."""
     with short_directory("bd-release-") as unique:
         root = Path("/dev/shm") / unique.name
-        ours = {"/dev/shm": root / "memory", "/media/usb": root / "usb", "/root/safe": root / "safe"}
+        ours = {"/dev/shm": root / "memory", "/media/usb": root / "usb", "/srv/safe": root / "safe"}
         try:
             for path in ours.values():
                 path.mkdir(parents=True, mode=0o700)
@@ -83,8 +83,8 @@ def test_the_three_steps(clinic: Installation, secrets: Secrets, places: dict[st
     here = clinic.environment() | clinic.superuser
     here["PATH"] = f"{programs}:{here['PATH']}"
     there = {name: value for name, value in here.items() if name not in {"BACKUPD_CONFIG", "PGPASSWORD"}}
-    (places["/root/safe"] / "signing.pub.asc").write_bytes(secrets.signing.public)
-    keep(places["/root/safe"] / "escrow.sec.asc", secrets.escrow.secret.reveal())
+    (places["/srv/safe"] / "signing.pub.asc").write_bytes(secrets.signing.public)
+    keep(places["/srv/safe"] / "escrow.sec.asc", secrets.escrow.secret.reveal())
 
     [asking] = blocks("## 1. Ask, on the host that restores")
     asked = run(asking, places, here, secrets.planted)

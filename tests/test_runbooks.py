@@ -154,7 +154,7 @@ def night(clinic: Installation) -> Iterator[Night]:
                 "/var/lib/backupd": str(state),
                 "/dev/shm": str(memory),
                 "/media/usb": str(usb),
-                "/root/safe": str(safe),
+                "/srv/safe": str(safe),
                 "s3://clinic-backups/prod": f"file://{clinic.store}",
                 "host=db.example user=postgres": f"host={server.host} port={server.port} user=postgres",
             }
@@ -277,7 +277,7 @@ def test_lost_keys(night: Night) -> None:
     night.clinic.back_up()
     keyring = night.clinic.directory / "secrets" / "keyring.json"
     text = page("lost-key.md")
-    shutil.copy(Path(night.places["/root/safe"]) / "escrow.sec.asc", night.places["/dev/shm"])
+    shutil.copy(Path(night.places["/srv/safe"]) / "escrow.sec.asc", night.places["/dev/shm"])
     night.follow(steps(text, "## A. A key that opens backups"))
     archive = keyring.with_name("archive.json")
     keyring.rename(Path(night.places["/media/usb"]) / "keyring.json")
