@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime
 
 from backupd import separation
-from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
+from backupd.check.lines import Line, Parts, State, guarded, ok, problem, warning
 from backupd.config.models import Config, SecretRef
 from backupd.errors import BackupdError
 from backupd.openpgp import Home, cleartext, keys, messages
@@ -22,6 +22,7 @@ def look(parts: Parts, now: datetime) -> Iterator[Line]:
     """Lines on custodians, recipients, the signing key and the key of the drill."""
     for what, ref in references(parts.config):
         yield from guarded("custody", _fetched(parts, what, ref))
+    opens = yield from _opening_secrets(parts)
     yield from guarded("separation", _apart(parts))
     recipients: list[PublicKey] = []
     for path in parts.config.encryption.recipients:
@@ -35,21 +36,26 @@ def look(parts: Parts, now: datetime) -> Iterator[Line]:
     if recipients:
         yield from guarded("keys", _seals(parts, recipients))
     yield from guarded("keys", _signs(parts, recipients, now))
-    if parts.config.drill.secret_key is not None and recipients:
+    if parts.config.drill.secret_key is not None and recipients and opens:
         yield from guarded("keys", _opens(parts, recipients))
 
 
 def references(config: Config) -> Iterator[tuple[str, SecretRef]]:
-    """Every secret that the configuration refers to, and what it is."""
+    """Every secret that the making of backups needs, and what it is."""
     named: list[tuple[str, SecretRef | None]] = [
         ("the store's secret access key", config.store.secret_access_key),
         ("the store's connection string", config.store.connection_string),
         ("the signing key", config.encryption.signing_key),
         ("the trail's password", config.audit.password),
-        ("the drill's secret key", config.drill.secret_key),
+        *((f"the password of {name}", source.password) for name, source in config.sources.items()),
     ]
+    return ((what, ref) for what, ref in named if ref is not None)
+
+
+def opening_references(config: Config) -> Iterator[tuple[str, SecretRef]]:
+    """Every secret that opens backups or columns, and what it is: where backups are made alone, none has to be there."""
+    named: list[tuple[str, SecretRef | None]] = [("the drill's secret key", config.drill.secret_key)]
     for name, source in config.sources.items():
-        named.append((f"the password of {name}", source.password))
         named.append((f"the password of who writes columns of {name}", source.columns_password))
         for each in source.totp:
             column = f"{each.table}.{each.column}"
@@ -58,6 +64,22 @@ def references(config: Config) -> Iterator[tuple[str, SecretRef]]:
             named.append((f"the former keys of {name}: {column}", each.former.keys if each.former else None))
             named.append((f"the canary of {name}: {column}", each.canary.secret if each.canary else None))
     return ((what, ref) for what, ref in named if ref is not None)
+
+
+def _opening_secrets(parts: Parts) -> Generator[Line, None, bool]:
+    """Lines on them, and whether this host opens anything: one that has some of these secrets is meant to have all."""
+    found = [list(guarded("custody", _fetched(parts, what, ref))) for what, ref in opening_references(parts.config)]
+    missing = [line for lines in found for line in lines if line.state is State.PROBLEM]
+    if found and len(missing) == len(found):
+        yield warning(
+            "custody",
+            f"this host opens neither backups nor columns: {missing[0].text}",
+            "that is as it should be where backups are only made; run restore tests on another host",
+        )
+        return False
+    for lines in found:
+        yield from lines
+    return True
 
 
 def _fetched(parts: Parts, what: str, ref: SecretRef) -> Iterator[Line]:

@@ -267,6 +267,15 @@ def test_a_lock_that_the_bucket_does_not_keep_is_a_problem(
         assert newest == "backups clinic: the newest backup is not locked, and compliance is configured"
 
 
+def test_a_host_that_only_makes_backups_lacks_nothing(clinic: Installation) -> None:
+    """None of the secrets that open anything is there. Some and not others is a problem, see above."""
+    for name in ("keyring.json", "canary", "operations.sec.asc"):
+        (clinic.custody / name).unlink()
+    done = clinic.run("check", "--json").ok()
+    [said] = [line for line in lines(done, "warning") if line.startswith("custody")]
+    assert said.startswith("custody: this host opens neither backups nor columns: ")
+
+
 def test_a_drill_that_would_share_its_account_with_the_scratch_server_is_a_warning(clinic: Installation) -> None:
     """The check says it of the account it runs as: root can give the server another one, nobody else can."""
     [shared] = account_of_drills(10001)
