@@ -14,7 +14,7 @@ from threading import Thread
 
 from backupd import transfer
 from backupd.catalog import name_of
-from backupd.errors import ProcessFailed, Refused
+from backupd.errors import ProcessFailed, Refused, SecretUnavailable
 from backupd.manifest import Artifact, Manifest
 from backupd.openpgp import Home, messages
 from backupd.openpgp.messages import Unsealing
@@ -98,11 +98,11 @@ def feed(
     ):
         _write(pipeline, _parts(manifest, artifact, store, progress))
         try:
-            _finish(pipeline, unsealing)
+            _finish(pipeline, unsealing, manifest)
         except ProcessFailed as error:
             if error.program != reader.name or not forgiven(error):
                 raise
-            unsealing.judge()
+            _judge(unsealing, manifest)
 
 
 def read(
@@ -136,7 +136,7 @@ def read(
             writer.join()
         if failures:
             raise failures[0]
-        _finish(pipeline, unsealing)
+        _finish(pipeline, unsealing, manifest)
 
 
 def _parts(manifest: Manifest, artifact: Artifact, store: Store, progress: Progress = lambda _: None) -> Iterator[bytes]:
@@ -159,11 +159,22 @@ def _write_beside(pipeline: Pipeline, parts: Iterator[bytes], failures: list[Bas
         pipeline.kill()
 
 
-def _finish(pipeline: Pipeline, unsealing: Unsealing) -> None:
+def _finish(pipeline: Pipeline, unsealing: Unsealing, manifest: Manifest) -> None:
     try:
         pipeline.finish()
     except ProcessFailed as error:
         if error.program == unsealing.command.name and error.status is not None and error.status > 0:
-            unsealing.judge()  # knows better than the last line of stderr what was wrong
+            _judge(unsealing, manifest)  # knows better than the last line of stderr what was wrong
         raise
-    unsealing.judge()
+    _judge(unsealing, manifest)
+
+
+def _judge(unsealing: Unsealing, manifest: Manifest) -> None:
+    """gpg names subkeys, which nobody keeps a list of; the manifest names the keys themselves."""
+    try:
+        unsealing.judge()
+    except SecretUnavailable as error:
+        raise SecretUnavailable(
+            f"no secret key here opens this; it is sealed to {', '.join(manifest.recipients)}",
+            "give the secret key of one of these: `backupd keys show` tells which is which",
+        ) from error

@@ -75,7 +75,8 @@ def test_a_key_that_is_no_recipient_opens_nothing(lived_in: Installation, tmp_pa
         arguments = [str(key) if each == str(lived_in.secret_key) else each for each in lived_in.restore_arguments(target)]
         done = lived_in.run(*arguments, "--json", env=lived_in.superuser)
         assert done.code == 3
-        assert done.error["hint"]
+        for pair in (lived_in.secrets.operations, lived_in.secrets.escrow):
+            assert pair.fingerprint in done.error["error"], "a subkey's id says nothing to who keeps keys"
         assert target.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == [(0,)]
     assert lived_in.records()[-1]["phase"] == "failed"
 
