@@ -2,7 +2,8 @@
 
 A small clinic with encrypted second factors is backed up, listed and drilled; then a thief changes one byte, and a colleague
 pastes a secret into a note. Everything happens in one private directory in memory and through the same service as in earnest.
-Owns the clinic and the order of events; says nothing to the screen itself, but tells a `Narrator`.
+Owns the clinic and the order of events; says nothing to the screen itself, but tells a `Narrator`. `ground` gives the same
+clinic to somebody who wants to try things, without the story.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import tempfile
 from base64 import b32encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -30,7 +31,7 @@ from backupd.errors import BackupdError
 from backupd.manifest import Kind, Manifest
 from backupd.openpgp import keys
 from backupd.postgres import clients, session
-from backupd.postgres.scratch import ScratchCluster
+from backupd.postgres.scratch import SUPERUSER, ScratchCluster
 from backupd.postgres.session import Dsn
 from backupd.redact import Secret
 from backupd.service import Service, actor
@@ -69,6 +70,15 @@ keys = {{ file = "keyring.json" }}
 [drill]
 secret_key = {{ file = "operations.sec.asc" }}
 directory = "{spare}"
+"""
+
+
+_WRITER = """\
+columns_dsn = "{dsn}"
+columns_password = {{ file = "clinic_columns.password" }}
+
+[[sources.clinic.totp]]
+archive = {{ file = "archive.json" }}
 """
 
 
@@ -118,6 +128,14 @@ class Stage:
     cluster: ScratchCluster
 
 
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """Where a shell may be opened: the directory with the clinic's keys, store and configuration, and the shell's variables."""
+
+    directory: Path
+    environment: dict[str, str] = field(repr=False)
+
+
 class DemoFailed(BackupdError):
     """Something in the story did not come out as it must."""
 
@@ -139,6 +157,34 @@ def run(narrator: Narrator) -> None:
         narrator.configuration(text)
         with Service(load(directory / "backupd.toml"), actor(os.environ, Via.CLI, reason="demo"), os.environ) as service:
             _story(narrator, service, directory, clinic)
+
+
+@contextmanager
+def ground() -> Iterator[Ground]:
+    """The clinic with keys and a configuration, and no backup yet; taken down when the block ends.
+
+    The environment names the configuration, and lets psql in as the server's superuser.
+    """
+    with _stage() as stage:
+        directory, cluster = stage.directory, stage.cluster
+        clinic = _clinic(directory, cluster)
+        _keys(directory)
+        _writer(directory, clinic.dsn)
+        _private(directory / "archive.json", (directory / "keyring.json").read_bytes())
+        text = CONFIGURATION.format(directory=directory, spare=stage.spare, dsn=_without_password(cluster))
+        writer = _WRITER.format(dsn=_without_password(cluster, "clinic_columns"))
+        (directory / "backupd.toml").write_text(text.replace("\n[[sources.clinic.totp]]\n", writer))
+        superuser = cluster.dsn(NAME)
+        yield Ground(
+            directory,
+            {
+                "BACKUPD_CONFIG": str(directory / "backupd.toml"),
+                "PGHOST": str(cluster.socket_directory),
+                "PGPORT": "5432",
+                "PGUSER": SUPERUSER,
+                "PGPASSWORD": superuser.password.text() if superuser.password is not None else "",
+            },
+        )
 
 
 def _story(narrator: Narrator, service: Service, directory: Path, clinic: Clinic) -> None:
@@ -223,6 +269,15 @@ def _clinic(directory: Path, cluster: ScratchCluster) -> Clinic:
     return Clinic(dsn, seeds[1], stored[1])
 
 
+def _writer(directory: Path, dsn: Dsn) -> None:
+    """The role that brings the column under other keys."""
+    password = secrets.token_urlsafe(18)
+    _private(directory / "clinic_columns.password", password.encode())
+    with session.connect(dsn, application_name="clinic", autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE clinic_columns LOGIN PASSWORD '{password}'".encode())  # the same
+        connection.execute("GRANT SELECT, UPDATE ON users TO clinic_columns")
+
+
 def _keys(directory: Path) -> None:
     for name, purpose in (("operations", "encrypt"), ("escrow", "encrypt"), ("signing", "sign")):
         pair = keys.generate(f"{name} (demo)", purpose="sign" if purpose == "sign" else "encrypt", expires_days=None)
@@ -231,8 +286,8 @@ def _keys(directory: Path) -> None:
     (directory / "store").mkdir()
 
 
-def _without_password(cluster: ScratchCluster) -> str:
-    return f"host={cluster.socket_directory} port=5432 user=backup_ro dbname={NAME} sslmode=disable"
+def _without_password(cluster: ScratchCluster, role: str = "backup_ro") -> str:
+    return f"host={cluster.socket_directory} port=5432 user={role} dbname={NAME} sslmode=disable"
 
 
 @contextmanager

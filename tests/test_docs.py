@@ -170,7 +170,7 @@ def command_lines(text: str) -> list[list[str]]:
     for line in map(str.strip, text.splitlines()):
         if line.startswith("backupd "):
             words = shlex.split(re.split(r"\s{2,}", line)[0], comments=True)  # an example's remark stands two blanks behind it
-            end = next((index for index, word in enumerate(words) if word in {"|", ">", "&&", ";"}), len(words))
+            end = next((index for index, word in enumerate(words) if word in {"|", "||", ">", "&&", ";"}), len(words))
             found.append(words[1:end])
     return found
 

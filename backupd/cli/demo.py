@@ -1,10 +1,14 @@
-"""`backupd demo`: the story of `backupd.demo`, told on a terminal."""
+"""`backupd demo`: the story of `backupd.demo`, told on a terminal, or a shell on the same ground."""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,20 +21,25 @@ if TYPE_CHECKING:
     from backupd.audit.chain import Report as TrailReport
     from backupd.audit.records import Record
     from backupd.catalog import Entry
+    from backupd.demo import Ground
     from backupd.drill import DrillReport
     from backupd.errors import BackupdError
     from backupd.manifest import Manifest
 
 
 @click.command("demo", short_help="Show all of it on a scratch database, in a minute.")
+@click.option(
+    "--shell", is_flag=True, help="Open a shell in the clinic instead, to try things; it is gone when the shell ends."
+)
 @click.option("--debug", is_flag=True, help="Show tracebacks, without secrets.")
-def command(debug: bool) -> int:
+def command(shell: bool, debug: bool) -> int:
     """Back up a small clinic, drill the backup, tamper with it, leak a secret, and show the trail of all that.
 
     Runs on a PostgreSQL of its own in memory, needs no configuration and leaves nothing behind.
 
     \b
     backupd demo
+    backupd demo --shell
     """
     from rich.console import Console
 
@@ -38,6 +47,10 @@ def command(debug: bool) -> int:
 
     logs.configure(sys.stderr, json=False, debug=debug)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    if shell:
+        with demo.ground() as ground:
+            console.print(f"The clinic is in {ground.directory}, with its configuration. `exit` removes it.", markup=False)
+            return _shell(ground)
     teller = Teller(console)
     demo.run(teller)
     console.print(
@@ -45,6 +58,26 @@ def command(debug: bool) -> int:
     )
     console.print("Next: README.md, and `backupd keys generate -h`.", style="dim")
     return 0
+
+
+def _shell(ground: Ground) -> int:
+    """The user's own shell, with this very backupd and PostgreSQL's programs before all others."""
+    from backupd.postgres import clients
+
+    programs = [str(Path(sys.executable).parent), str(clients.choose_server(clients.find(), 0).directory)]
+    path = os.pathsep.join([*programs, os.environ.get("PATH", os.defpath)])
+    sys.stdout.flush()
+    ours = signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C is for what runs in the shell; a child gets the default again
+    try:
+        done = subprocess.run(
+            [os.environ.get("SHELL") or "/bin/sh"],
+            cwd=ground.directory,
+            env={**os.environ, **ground.environment, "PATH": path},
+            check=False,
+        )
+    finally:
+        signal.signal(signal.SIGINT, ours)
+    return 0 if done.returncode == 0 else 1
 
 
 class Teller:
