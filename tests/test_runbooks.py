@@ -26,6 +26,7 @@ from tests.parts.postgres import PostgresServer, postgres_bin
 from tests.parts.process import short_directory
 
 RUNBOOKS = CHECKOUT / "docs" / "runbooks"
+_WIDE = "240"  # characters, so that no table breaks what is looked for
 PAGES = sorted(path.name for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
 
 
@@ -161,7 +162,7 @@ def night(clinic: Installation) -> Iterator[Night]:
             environment = clinic.environment()
             del environment["BACKUPD_CONFIG"]
             environment["PATH"] = f"{programs}:{postgres_bin(17)}:{environment['PATH']}"
-            yield Night(clinic, places, environment | {"SOURCE": SOURCE})
+            yield Night(clinic, places, environment | {"SOURCE": SOURCE, "COLUMNS": _WIDE})
         finally:
             shutil.rmtree(memory)
 
@@ -331,6 +332,7 @@ def share_of(bao: OpenBao, path: Path) -> Path:
     assert bao.process is not None
     found: list[str] = []
     while not found:
+        bao.ask("GET", "sys/health")  # raises when it is gone
         found = re.findall(r"Unseal Key: (\S+)", bao.process.log_tail(200))
     return keep(path, found[0].encode())
 

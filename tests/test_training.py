@@ -31,9 +31,10 @@ def in_the_clinic(script: str, directory: Path) -> subprocess.CompletedProcess[s
     shell.write_text(f"#!/bin/sh\nexec 2>&1\nset -eu\n{script}")
     shell.chmod(0o755)
     path = f"{Path(sys.executable).parent}:{postgres_bin(17)}:/usr/local/bin:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(directory), "SHELL": str(shell), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(CHECKOUT)}
     return subprocess.run(
         [sys.executable, "-m", "backupd", "demo", "--shell"],
-        env={"PATH": path, "HOME": str(directory), "SHELL": str(shell), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(CHECKOUT)},
+        env=environment | {"COLUMNS": "240"},  # so that no table breaks what is looked for
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -27,6 +27,7 @@ _MESSAGE = b"-----BEGIN PGP SIGNED MESSAGE-----\n"
 _SIGNATURE = b"-----BEGIN PGP SIGNATURE-----\n\n"
 _END = b"-----END PGP SIGNATURE-----\n"
 _CUT = b"\n" + _SIGNATURE
+_NOT_PINNED = "only the pinned signing keys count: if yours was changed, name the old one too, in [encryption] signers"
 _STRAY = re.compile(rb"\n-(?! )")
 _BAD = {
     "BADSIG": "the signed text was changed",
@@ -174,7 +175,7 @@ def _explain(report: tuple[Status, ...], error: ProcessFailed) -> None:
         if status.keyword in _BAD:
             raise Tampered(_BAD[status.keyword]) from error
         if status.keyword == "ERRSIG":
-            raise Tampered(f"signed by another key ({_issuer(status)})", "only the pinned signing keys count") from error
+            raise Tampered(f"signed by another key ({_issuer(status)})", _NOT_PINNED) from error
 
 
 def _issuer(status: Status) -> str:
@@ -198,7 +199,7 @@ def _signer(home: Home, report: tuple[Status, ...], pinned: Collection[str]) -> 
     words = next(status.arguments for status in report if status.keyword == "VALIDSIG")
     key, primary, signed_at = words[0], words[9], datetime.fromtimestamp(int(words[2]), UTC)
     if key not in pinned and primary not in pinned:
-        raise Tampered(f"signed by another key ({primary})", "only the pinned signing keys count")
+        raise Tampered(f"signed by another key ({primary})", _NOT_PINNED)
     if "EXPKEYSIG" in keywords and not _was_valid(home, {key, primary}, signed_at):
         raise Tampered(f"the key {primary} had expired when it signed", "who still has it?")
     return primary, key, signed_at
