@@ -1,6 +1,7 @@
 """The documents, held to the code: what they link to, name, quote and show is there, and the README's first backup runs."""
 
 import ast
+import base64
 import json
 import os
 import re
@@ -322,6 +323,15 @@ def test_the_python_in_the_document_runs() -> None:
     assert done.stdout == "JBSWY3DPEHPK3PXP\n"
 
 
+def test_the_command_in_the_document_makes_a_keyring(tmp_path: Path) -> None:
+    [(_, command)] = blocks(section(doc("columns.md"), "## The keyring"), "sh")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    _run(f"cd {tmp_path}\n{command}", {"PATH": path, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)})
+    made = tmp_path / "keyring.json"
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert Keyring.parse(Secret(made.read_bytes())).current == "2026-1"
+
+
 def test_the_rooms_and_seams_of_the_architecture_are_those_that_there_are() -> None:
     text = doc("architecture.md")
     named = {span for row in rows(section(text, "## Layers")) for span in spans(row[1])}
@@ -350,8 +360,11 @@ def shared_memory() -> Iterator[Path]:
 def test_the_first_backup_of_the_readme_runs_as_it_stands(tmp_path: Path, database17: Database) -> None:
     """Other paths, names and a store in a directory; every command and statement is the README's, in its order."""
     server, role, restored = database17.server, f"ro_{database17.name}", f"{database17.name}_restored"
-    database17.execute("CREATE TABLE users (id int PRIMARY KEY, email text)")
-    database17.execute("INSERT INTO users SELECT n, 'user ' || n FROM generate_series(1, 40) AS n")
+    keyring = Keyring.generate("2026-1")
+    _users(database17, keyring)
+    readme = section(text_of(README), "## The first backup")
+    [(_, second_factors)] = blocks(readme, "toml")
+    configuration = readme_configuration()
     with shared_memory() as memory:
         ours = {
             "/dev/shm": str(memory),
@@ -368,8 +381,12 @@ def test_the_first_backup_of_the_readme_runs_as_it_stands(tmp_path: Path, databa
         environment = {"PATH": path, "HOME": str(tmp_path), "LC_ALL": "C.UTF-8"}
         printed = ""
         try:
-            for language, body in blocks(section(text_of(README), "## The first backup"), "sh", "sql"):
-                _human(body, tmp_path, memory, _replaced(readme_configuration(), ours))
+            for language, body in blocks(readme, "sh", "sql", "toml"):
+                if language == "toml":
+                    configuration += second_factors
+                    (tmp_path / "etc" / "backupd.toml").write_text(_replaced(configuration, ours), encoding="utf-8")
+                    continue
+                _human(body, tmp_path, memory, _replaced(configuration, ours), keyring)
                 if language == "sql":
                     database17.execute(_replaced(body, ours))
                     continue
@@ -382,14 +399,36 @@ def test_the_first_backup_of_the_readme_runs_as_it_stands(tmp_path: Path, databa
             server.drop_database(restored)
             with server.connect() as connection:
                 connection.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
-    for expected in ("0 problems", "committed", "every part", "PASS", "all that was expected is there", "the trail is whole"):
+    for expected in (
+        "0 problems",
+        "committed",
+        "every part",
+        "PASS",
+        "all that was expected is there",
+        "the trail is whole",
+        "all 40 enrolled seeds",
+    ):
         assert expected in printed
 
 
-def _human(body: str, directory: Path, memory: Path, configuration: str) -> None:
+def _users(database: Database, keyring: Keyring) -> None:
+    """The table that the README's `[[sources.clinic.totp]]` names."""
+    database.execute("CREATE TABLE users (id int PRIMARY KEY, totp_secret bytea, is_totp_enabled boolean NOT NULL)")
+    cipher = AesGcm(keyring)
+    for number in range(1, 41):
+        seed = Secret(base64.b32encode(secrets.token_bytes(20)), "planted seed")
+        sealed = cipher.encrypt(Cell("users", "totp_secret", str(number)), seed)
+        database.execute("INSERT INTO users VALUES (%s, %s, true)", (number, sealed))
+
+
+def _human(body: str, directory: Path, memory: Path, configuration: str, keyring: Keyring) -> None:
     """What the section's sentences ask of the reader, before the block that needs it."""
     if body.startswith("rm -r "):
         shutil.copy(memory / "backupd-keys" / "operations.sec.asc", memory / "operations.sec.asc")
+    if body.startswith("backupd restore-test "):
+        ring = memory / "clinic-totp-keyring.json"
+        ring.touch(mode=0o600)
+        ring.write_bytes(keyring.render().reveal())
     if body.startswith("export "):
         password = directory / "etc" / "secrets" / "clinic.password"
         password.touch(mode=0o600)
