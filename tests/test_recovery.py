@@ -140,6 +140,7 @@ def test_they_stop_at_a_manifest_that_another_key_signed(clinic: Installation, n
     """Even one whose key the engineer has: the fingerprint decides."""
     done = shell(blocks(STEPS), night | {"SIGNER": clinic.secrets.operations.fingerprint}, tmp_path)
     assert done.returncode != 0
+    assert f"NOT signed by {clinic.secrets.operations.fingerprint}" in done.stderr
     assert not any((tmp_path / "work").rglob("SHA256SUMS"))
 
 
