@@ -121,15 +121,32 @@ def show(error: Explained, arguments: Sequence[str]) -> int:
     from backupd.redact import printable, scrub
 
     message, hint = printable(scrub(error.message)), None if error.hint is None else printable(scrub(error.hint))
+    problems = [
+        (printable(scrub(str(each))), printable(scrub(each.hint)) if each.hint else None)
+        for each in getattr(error, "problems", ())
+    ]
     if "--json" in arguments:
-        print(json.dumps({"error": message, "hint": hint, "exit_code": error.exit_code}), file=sys.stderr)
+        told: dict[str, object] = {"error": message, "hint": hint, "exit_code": error.exit_code}
+        if problems:
+            told["problems"] = [{"problem": what, "hint": remedy} for what, remedy in problems]
+        print(json.dumps(told), file=sys.stderr)
         return error.exit_code
     click.echo(click.style("error: ", fg="red", bold=True) + message, err=True)
-    for problem in getattr(error, "problems", ()):
-        click.echo("  " + printable(scrub(str(problem))), err=True)
+    if len(problems) > 1:
+        _show_each(problems)
     if hint:
         click.echo(click.style("hint: ", fg="yellow") + hint, err=True)
     return error.exit_code
+
+
+def _show_each(problems: Sequence[tuple[str, str | None]]) -> None:
+    """Each with its own hint below it; a hint that several have, below the last of them."""
+    remaining = [remedy for _, remedy in problems]
+    for what, remedy in problems:
+        click.echo(f"  {what}", err=True)
+        remaining.pop(0)
+        if remedy is not None and remedy not in remaining:
+            click.echo("    " + click.style("hint: ", fg="yellow") + remedy, err=True)
 
 
 def _usage(error: click.ClickException, arguments: list[str]) -> int:
@@ -137,7 +154,10 @@ def _usage(error: click.ClickException, arguments: list[str]) -> int:
 
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "backupd"
-    return show(ConfigError(error.format_message(), f"`{path} -h` shows what it takes"), arguments)
+    hint = f"`{path} -h` shows what it takes"
+    if isinstance(error, click.NoSuchOption) and context is not None and isinstance(context.command, click.Group):
+        hint = f"options stand after the command, as in `backupd check -c FILE`; {hint}"
+    return show(ConfigError(error.format_message(), hint), arguments)
 
 
 def _unexpected(error: Exception) -> BackupdError:

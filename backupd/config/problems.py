@@ -47,13 +47,17 @@ class Problem:
         return f"{self.where}: {self.what}" if self.where else self.what
 
 
+_EVERY_KEY = "docs/configuration.md has every table and key"
+
+
 class InvalidConfig(ConfigError):
-    """Everything that is wrong with a file; the message tells all of it on one line, `problems` one by one."""
+    """Everything that is wrong with a file: the message tells what is, or how much; `problems` tells all, one by one."""
 
     def __init__(self, path: str, problems: Sequence[Problem]) -> None:
-        count = "" if len(problems) == 1 else f" has {len(problems)} problems"
-        hint = next((problem.hint for problem in problems if problem.hint), "docs/configuration.md has every table and key")
-        super().__init__(f"{path}{count}: {'; '.join(map(str, problems))}", hint)
+        if len(problems) == 1:
+            super().__init__(f"{path}: {problems[0]}", problems[0].hint or _EVERY_KEY)
+        else:
+            super().__init__(f"{path} has {len(problems)} problems", _EVERY_KEY)
         self.problems = tuple(problems)
 
 

@@ -11,7 +11,9 @@ from backupd.config.problems import Hinted
 
 PLACES = ("file", "env", "credential", "vault", "azure")
 SERVED = ("vault", "azure")  # these know versions and wrapped values
-_REFERENCE_HINT = 'write where it is kept, such as { file = "/etc/backupd/secret" } or { credential = "name" }'
+_REFERENCE_HINT = (
+    'write where it is kept, such as { file = "/etc/backupd/secret" }; docs/configuration.md names the other places'
+)
 
 
 def path(value: object, info: ValidationInfo) -> Path:

@@ -62,6 +62,27 @@ def test_a_wrong_configuration_is_told_with_its_place(
     assert not clinic.trail.exists()
 
 
+def test_each_problem_of_a_configuration_is_told_once_with_its_hint(clinic: Installation) -> None:
+    """One line says how many; a hint that two problems share is said once, below the last of them."""
+    source = clinic.tables["source"].replace('{ file = "custody/password" }', '"x"')
+    encryption = clinic.tables["encryption"].replace('{ file = "custody/signing.sec.asc" }', '"y"') + "signer = []\n"
+    path = clinic.configure("wrong.toml", source=source, encryption=encryption)
+    done = clinic.run("backup", config=path)
+    assert (done.code, done.stdout) == (2, "")
+    hint = 'write where it is kept, such as { file = "/etc/backupd/secret" }; docs/configuration.md names the other places'
+    assert done.stderr.splitlines() == [
+        f"error: {path} has 3 problems",
+        "  encryption.signing_key: expected a reference to a secret, not the secret itself",
+        "  encryption.signer: unknown key, did you mean signers?",
+        "  sources.clinic.password: expected a reference to a secret, not the secret itself",
+        f"    hint: {hint}",
+        "hint: docs/configuration.md has every table and key",
+    ]
+    machine = clinic.run("backup", "--json", config=path).error
+    assert [each["hint"] for each in machine["problems"]] == [hint, None, hint]
+    assert machine["problems"][1]["problem"] == "encryption.signer: unknown key, did you mean signers?"
+
+
 def test_no_configuration_at_all_is_told(clinic: Installation) -> None:
     """Neither the option nor the variable."""
     explained(clinic.run("backup", env={"BACKUPD_CONFIG": ""}), 2, "no configuration was named")
