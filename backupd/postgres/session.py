@@ -236,7 +236,9 @@ _RETRY_LOCK = "someone holds a lock on a table (a migration?): try again later, 
 # What libpq and the server say when a connection fails. There is no SQLSTATE to go by before a session exists. The first
 # that fits counts; a server that speaks another language falls through to the last resort, which shows its own words.
 _CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
-    (r"password authentication failed|no password supplied|authentication failed for user", SourceDenied,
+    (r"no password supplied", SourceDenied, "the server wants a password, and none was given",
+     "for a source, set `password = { file = … }`; for a restore's target, --password-file FILE or PGPASSWORD"),
+    (r"password authentication failed|authentication failed for user", SourceDenied,
      "the server does not accept the password", "check the password, and where it is read from"),
     (r"no pg_hba\.conf entry.*(no encryption|SSL off)", SourceDenied,
      "the server wants TLS, or does not know this client", "add sslmode=require to the address, or an entry to pg_hba.conf"),

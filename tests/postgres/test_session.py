@@ -18,7 +18,7 @@ from backupd.errors import ConfigError, SourceDenied, SourceError, SourceUnreach
 from backupd.postgres import session
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn, connect, server
-from backupd.redact import Secret
+from backupd.redact import Secret, scrub
 from tests.parts.postgres import Database, PostgresServer
 
 ODD_PASSWORD = "p@ss w/ord:'\\%é"
@@ -138,6 +138,15 @@ def test_a_wrong_password_is_said_without_it(database17: Database) -> None:
         connect(dsn, application_name="test")
     assert password[::-1] not in str(caught.getrepr(style="long", showlocals=True))
     assert caught.value.hint
+
+
+def test_no_password_at_all_is_told_from_a_wrong_one(database17: Database) -> None:
+    role, _ = database17.server.create_role()
+    with pytest.raises(SourceDenied, match="wants a password, and none was given") as caught:
+        connect(Dsn.parse(database17.server.dsn(database17.name, role)), application_name="test")
+    hint = caught.value.hint or ""
+    assert "--password-file FILE or PGPASSWORD" in hint
+    assert scrub(hint) == hint
 
 
 def test_a_missing_database_is_named(postgres17: PostgresServer) -> None:
@@ -260,7 +269,7 @@ def test_a_password_of_the_environment_is_not_used_unasked(database17: Database)
     address = database17.server.dsn(database17.name, role)
     environment = dict(os.environ) | {"PGPASSWORD": password}
     done = subprocess.run(argv, input=address + "\n", env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert "does not accept the password" in done.stderr
+    assert "the server wants a password, and none was given" in done.stderr
 
 
 def test_a_statement_timeout_is_told_from_a_cancelled_session(database17: Database) -> None:
