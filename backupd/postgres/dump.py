@@ -20,7 +20,11 @@ _MEANINGS: tuple[tuple[str, type[BackupdError], str], ...] = (
         "someone holds a lock on a table (a migration?): try again later, or raise the lock timeout",
     ),
     ("row-level security", SourceDenied, "ALTER ROLE … BYPASSRLS"),
-    ("permission denied", SourceDenied, "grant the role what it lacks; pg_read_all_data covers all but large objects"),
+    (
+        "permission denied",
+        SourceDenied,
+        "grant the role what it lacks; pg_read_all_data covers all but large objects (lo_compat_privileges)",
+    ),
     ("conflict with recovery", SourceError, "try again; on a standby, raise max_standby_streaming_delay"),
     ("server version mismatch", ConfigError, "install programs of PostgreSQL at least as new as the server"),
     ("snapshot", SourceUnreachable, "the session that held the snapshot is gone: see the server's log, and try again"),

@@ -301,7 +301,8 @@ def require_readable(connection: Connection) -> None:
         raise SourceDenied(
             f"{printable(user)} may not read large object {oid}",
             printable(
-                f"GRANT SELECT ON LARGE OBJECT {oid} TO {user}, and each other one; or make {user} a member of the owner"
+                f"ALTER ROLE {user} SET lo_compat_privileges = on, as a superuser;"
+                f" or GRANT SELECT ON LARGE OBJECT {oid} TO {user}, and each other one; or make {user} a member of the owner"
             ),
         )
 
