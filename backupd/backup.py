@@ -25,7 +25,7 @@ from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, name_of, predecessor
 from backupd.columns import ciphers
-from backupd.errors import KeyUnusable, ProcessFailed
+from backupd.errors import Interrupted, KeyUnusable, ProcessFailed
 from backupd.manifest import Artifact, ColumnKeys, Expectations, Head, Kind, Level, Manifest, Predecessor, Source, Tools
 from backupd.openpgp import Home, cleartext, keys, messages, packets
 from backupd.openpgp.keys import PublicKey
@@ -87,18 +87,29 @@ def back_up(
     """
     started_at = datetime.now(UTC)
     backup_id = _new_id(started_at)
-    with trail.recording(Operation.BACKUP, source=source.name, backup_id=backup_id) as run:
-        notes = usable(sealing)
-        patience_s = min(source.lock_timeout_s, source.deadline_s or source.lock_timeout_s)  # no deadline ends its waiting
-        with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=patience_s) as held:
-            making = _Making(
-                source, catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
-            )
-            making.dump()
-            manifest = making.commit()
-        size = sum(each.size for each in manifest.artifacts)
-        run.note(size=size, session=making.session, manifest_sha256=making.published, notes=manifest.notes)
+    left = _NO_BACKUP
+    try:
+        with trail.recording(Operation.BACKUP, source=source.name, backup_id=backup_id) as run:
+            notes = usable(sealing)
+            patience_s = min(source.lock_timeout_s, source.deadline_s or source.lock_timeout_s)  # no deadline ends its waiting
+            with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=patience_s) as held:
+                making = _Making(
+                    source, catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
+                )
+                making.dump()
+                left = _PERHAPS_A_BACKUP
+                manifest = making.commit()
+            size = sum(each.size for each in manifest.artifacts)
+            run.note(size=size, session=making.session, manifest_sha256=making.published, notes=manifest.notes)
+    except Interrupted as error:
+        error.hint = left
+        raise
     return manifest
+
+
+# What an interruption leaves. The manifest, which makes it a backup, may have been written when it came.
+_NO_BACKUP = "no backup was made, and what is stored of this one counts for nothing: run it again"
+_PERHAPS_A_BACKUP = "it was being committed: `backupd list` shows whether there is a backup; if not, run it again"
 
 
 def _new_id(at: datetime) -> str:

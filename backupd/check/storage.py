@@ -57,8 +57,8 @@ def _backups(parts: Parts, now: datetime, name: str, entries: list[Entry]) -> It
     for each in entries:
         if each.problem is not None:
             yield problem(area, each.problem.message, each.problem.hint or "find out who changed it")
-    for text in chain_problems(entries).values():
-        yield warning(area, text, "find out who removed or added a backup")
+    for backup_id, text in chain_problems(entries).items():
+        yield warning(area, f"{backup_id} {text}", "find out who removed or added a backup")
     good = [each.manifest for each in entries if each.manifest is not None]
     if not good:
         yield warning(area, "there is no backup yet", f"run `backupd backup {name}`")

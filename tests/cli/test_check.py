@@ -178,6 +178,15 @@ def test_a_backup_that_vanished_and_one_that_nobody_recorded(clinic: Installatio
     assert only(done, "problem") == f"backups clinic: {moved} is in the store and not in the trail"
 
 
+def test_a_backup_that_does_not_follow_the_one_before_it_is_named(clinic: Installation) -> None:
+    """The line says which of them does not."""
+    first, gone, last = (clinic.back_up() for _ in range(3))
+    assert clinic.store is not None
+    shutil.rmtree(clinic.store / SOURCE / gone)
+    said = lines(clinic.run("check", "--json"), "warning")
+    assert f"backups clinic: {last} follows {gone}, which is not the one stored before it, {first}" in said
+
+
 def test_a_newest_backup_that_was_replaced_in_its_place_is_told(clinic: Installation) -> None:
     """No later manifest names its digest yet; the trail does."""
     backup_id = clinic.back_up()

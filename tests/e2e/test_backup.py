@@ -134,8 +134,9 @@ def test_a_signal_ends_the_run_and_is_recorded(rig: Rig, clinic: Database) -> No
     def interrupted(count: int) -> None:
         raise Interrupted("interrupted by SIGTERM")
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as caught:
         back_up(Protected("clinic", Dsn.parse(clinic.dsn)), rig.catalog, rig.sealing, rig.trail, interrupted)
+    assert caught.value.hint == "no backup was made, and what is stored of this one counts for nothing: run it again"
     assert [record.phase for record in outcomes(rig)] == [Phase.INTERRUPTED]
     nothing_is_left(rig)
 
