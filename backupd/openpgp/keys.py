@@ -237,12 +237,11 @@ def _fatal(key: PublicKey, now: datetime, name: str, purpose: Purpose) -> Iterab
         )
     elif not any(subkey.usable(now) for subkey in _working(key, purpose)):
         work = "be encrypted to" if purpose == "encrypt" else "sign"
-        state = "has no part that can" if not _working(key, purpose) else "has no part left that is valid and can"
-        yield Problem(
-            True,
-            f"{name} {state} {work}",
-            "extend it with gpg --quick-set-expire, or make a new key: backupd keys generate",
-        )
+        if _working(key, purpose):
+            state, hint = "has no part left that is valid and can", "extend it with gpg --quick-set-expire, or make a new key"
+        else:
+            state, hint = "has no part that can", "it is for something else: name the right key, or make a new one"
+        yield Problem(True, f"{name} {state} {work}", f"{hint}: backupd keys generate")
 
 
 def _soon(key: PublicKey, now: datetime, name: str, purpose: Purpose, notice: timedelta) -> Iterable[Problem]:

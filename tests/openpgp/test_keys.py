@@ -211,6 +211,8 @@ def test_a_signing_key_cannot_be_a_recipient_nor_the_reverse(ring: Ring) -> None
     [(fatal, message)] = judged(ring.signer.public, datetime.now(UTC))
     assert fatal
     assert "has no part that can be encrypted to" in message
+    [problem] = keys.problems(keys.inspect(ring.signer.public, "k"), datetime.now(UTC), purpose="encrypt")
+    assert problem.hint == "it is for something else: name the right key, or make a new one: backupd keys generate"
     [(fatal, message)] = judged(ring.operations.public, datetime.now(UTC), "sign")
     assert fatal
     assert "has no part that can sign" in message
