@@ -22,7 +22,7 @@ from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, Entry
 from backupd.custodians import Custodians
 from backupd.custody import Custodian, SecretRef, open_custodian
-from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, SecretUnavailable
 from backupd.manifest import Level, Manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # an operation's own room is imported by the method that runs
     from backupd.verify import Proof
 
 KEY_BYTES = 1 << 20
+_PUBLIC_HALF = 'or, where nothing is signed, name its public half: signers = ["keys/signing.pub.asc"] in [encryption]'
 
 
 def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, reason: str | None = None) -> Actor:
@@ -144,7 +145,13 @@ class Service:
         named = [public_key(path) for path in self.config.encryption.signers]
         for key in named:
             self.home.import_public(key.data)
-        return frozenset(key.fingerprint for key in named) or frozenset({self.signer})
+        if named:
+            return frozenset(key.fingerprint for key in named)
+        try:
+            return frozenset({self.signer})
+        except SecretUnavailable as error:
+            hint = f"{error.hint}; {_PUBLIC_HALF}" if error.hint else _PUBLIC_HALF
+            raise SecretUnavailable(error.message, hint) from error
 
     @cached_property
     def recipients(self) -> tuple[PublicKey, ...]:

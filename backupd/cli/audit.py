@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from backupd.audit.records import Record
     from backupd.audit.trail import Trail
 
+# What this version's commands record. Records of the other operations are read, too: a later version may write to the trail.
+RECORDED = ("backup", "restore", "restore-test", "verify", "check", "keys", "columns")
 PHASE_STYLES = {"done": "green", "failed": "bold red", "refused": "yellow", "interrupted": "yellow"}
 MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 NOT_SEEN = "without --expect a cut-off end, or a trail written anew, cannot be seen: keep a head somewhere else, and give it"
@@ -41,7 +43,7 @@ def command() -> None:
 
 @command.command("list", short_help="List records, newest last.")
 @click.option("--source", help="Only records of this source.")
-@click.option("--operation", help="Only records of this operation: backup, restore, restore-test, verify, keys, check …")
+@click.option("--operation", help=f"Only records of this operation: {', '.join(RECORDED)}.")
 @click.option("--since", type=click.DateTime(MOMENTS), help="Only records of this time (UTC) and later.")
 @click.option("--limit", type=click.IntRange(1), help="Only so many, the newest.")
 @options
@@ -55,8 +57,7 @@ def list_records(session: Session, source: str | None, operation: str | None, si
     from backupd.audit.records import Operation
 
     if operation is not None and operation not in set(Operation):
-        there = ", ".join(Operation)
-        raise ConfigError(f"there is no operation {operation!r}", f"there are: {there}")
+        raise ConfigError(f"there is no operation {operation!r}", f"there are: {', '.join(RECORDED)}")
     start = None if since is None else since.replace(tzinfo=UTC)
     with session.service() as service:
         found = deque(

@@ -30,6 +30,8 @@ def command(session: Session, source: str | None) -> int:
 
     with session.service() as service:
         entries = service.catalog.list(source)
+        if source is not None and not entries and service.config.sources:  # a host that only restores may know none by name
+            service.source(source)
     order = {backup_id: text for each in by_source(entries).values() for backup_id, text in chain_problems(each).items()}
     session.result([_to_json(each, order) for each in entries], lambda: _table(entries, order))
     return int(any(each.manifest is None or each.backup_id in order for each in entries))
@@ -77,7 +79,7 @@ def _rows(entries: list[Entry], order: dict[str, str]) -> Iterator[Row]:
         yield (
             entry.source,
             entry.backup_id,
-            f"{manifest.snapshot.taken_at:%Y-%m-%d %H:%M:%S}Z",
+            f"{manifest.snapshot.taken_at:%Y-%m-%d %H:%M}Z",
             size(sum(artifact.size for artifact in manifest.artifacts)),
             str(len(manifest.expect.tables)),
             (state, style),

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from backupd.transfer import Progress
 
 CONFIG = "BACKUPD_CONFIG"
+COPIED = {"backup", "fingerprint"}  # columns of what people copy out of a table
+PIPED_WIDTH = 160  # characters, of tables that go to no terminal, unless COLUMNS says otherwise
 Cell = tuple[str, str]  # text and rich style
 Row = Sequence[str | Cell]
 
@@ -102,7 +104,10 @@ def options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def table(columns: Sequence[str], rows: Sequence[Row], *, title: str | None = None) -> None:
-    """A table for people on stdout. Others may have chosen a cell's text: control characters and markup are not obeyed."""
+    """A table for people on stdout. Others may have chosen a cell's text: control characters and markup are not obeyed.
+
+    Ids and fingerprints are never broken over two lines: people copy them.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -112,11 +117,11 @@ def table(columns: Sequence[str], rows: Sequence[Row], *, title: str | None = No
 
     shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     for column in columns:
-        shown.add_column(column, overflow="fold")
+        shown.add_column(column, overflow="fold", no_wrap=column in COPIED)
     for row in rows:
         cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
         shown.add_row(*(Text(printable(text), style) for text, style in cells))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH)
     console.print(shown)
 
 

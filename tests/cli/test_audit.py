@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from tests.installation import SOURCE, Installation
+from backupd.audit.records import Operation
+from tests.installation import CHECKOUT, SOURCE, Installation
 
 
 def edit(trail: Path, *statements: str) -> None:
@@ -35,6 +37,15 @@ def test_records_are_listed_newest_last(lived_in: Installation) -> None:
     assert (last["actor"]["operator"], last["actor"]["reason"]) == ("Dr Grey", "audit of 2026")
     assert lived_in.run("audit", "list", "--since", "2999-01-01", "--json").ok().json == []
     assert "Dr Grey" in lived_in.run("audit", "list", "--limit", "1").ok().stdout
+
+
+def test_the_operations_that_are_offered_are_those_that_something_records(lived_in: Installation) -> None:
+    """`Operation` holds words for later, too."""
+    hint = lived_in.run("audit", "list", "--operation", "bakcup").stderr.splitlines()[-1]
+    offered = hint.removeprefix("hint: there are: ").split(", ")
+    sources = [path for path in (CHECKOUT / "backupd").rglob("*.py") if path.parent.name != "audit"]
+    used = {name for path in sources for name in re.findall(r"\bOperation\.([A-Z_]+)\b", path.read_text("utf-8"))}
+    assert sorted(offered) == sorted(Operation[name] for name in used - {"PRUNE"})  # which `check` alone knows of
 
 
 def test_one_record_is_shown_whole(lived_in: Installation) -> None:

@@ -47,6 +47,9 @@ def test_an_error_is_one_line_and_a_hint(lived_in: Installation) -> None:
     [
         (("bakcup",), "did you mean backup?"),
         (("backup", "--jsno"), "No such option"),
+        (("-c", "other.toml", "check"), "options stand after the command, as in `backupd check -c FILE`"),
+        (("audit", "-c", "other.toml", "list"), "options stand after the command"),
+        (("list", "klinik"), "no source is called 'klinik'"),
         (("restore", "clinic"), "--to"),
         (("audit", "show", "first"), "first"),
         (("audit", "verify", "--expect", "12"), "--expect takes SEQ:HEAD"),
@@ -71,6 +74,40 @@ def test_backups_are_listed_with_their_state(lived_in: Installation) -> None:
     for each in listed:
         assert {"backup_id", "source", "artifacts", "started_at", "finished_at", "state", "locked_until"} <= each.keys()
         assert each["backup_id"] in lived_in.run("list", "clinic").ok().stdout
+
+
+def test_an_id_is_never_broken_over_two_lines(lived_in: Installation) -> None:
+    """On 80 columns everything of a backup is on its line; on fewer the others give way."""
+    ids = [each["backup_id"] for each in lived_in.run("list", "--json").ok().json]
+    for columns in ("80", "60"):
+        shown = lived_in.run("list", env={"COLUMNS": columns}).ok().stdout
+        assert all(backup_id in shown for backup_id in ids)
+        assert all(len(line) <= int(columns) for line in shown.splitlines())
+    lines = lived_in.run("list", env={"COLUMNS": "80"}).ok().stdout.splitlines()
+    assert all(re.search(rf"{backup_id} .* committed *$", "\n".join(lines), re.MULTILINE) for backup_id in ids)
+
+
+def test_a_host_without_sources_lists_what_the_store_has(lived_in: Installation) -> None:
+    """It only restores: a name that no backup has is no mistake that could be seen."""
+    without = lived_in.configure("restores.toml", source=None, totp=None)
+    assert len(lived_in.run("list", "clinic", "--json", config=without).ok().json) == 2
+    assert lived_in.run("list", "klinik", "--json", config=without).ok().json == []
+
+
+def test_without_the_signing_key_its_public_half_is_asked_for(clinic: Installation) -> None:
+    """Listing and verifying need no more; making backups does, and says nothing of it."""
+    signer = clinic.secrets.signing
+    clinic.back_up()
+    (clinic.custody / "signing.sec.asc").unlink()
+    for command in ("list", "verify"):
+        done = clinic.run(command)
+        assert done.code == 3
+        assert 'signers = ["keys/signing.pub.asc"] in [encryption]' in done.stderr.splitlines()[-1]
+    assert "signers" not in clinic.run("backup").stderr
+    (clinic.keys / "signing.pub.asc").write_bytes(signer.public)
+    named = clinic.tables["encryption"] + 'signers = ["keys/signing.pub.asc"]\n'
+    for command in ("list", "verify"):
+        clinic.run(command, config=clinic.configure("named.toml", encryption=named)).ok()
 
 
 def test_stored_backups_are_verified_and_opened(lived_in: Installation) -> None:
