@@ -26,7 +26,7 @@ LARGEST = 32 << 20  # bytes: 100,000 parts (12 MB) and 100,000 tables (15 MB); m
 READERS = 4  # at once, but for manifests of more than LARGE bytes, which are read and verified one at a time
 LARGE = 2 << 20
 LOOK = "`backupd list` shows what there is"
-CHANGED = "restore another backup, and find out who changed this one"
+CHANGED = "restore another backup with --backup ID, and find out who changed this one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +153,7 @@ class Catalog:
         if (manifest.source.name, manifest.backup_id) != (source, backup_id):
             raise Tampered(
                 f"the manifest of {backup_id} of {source} is that of {manifest.backup_id} of {manifest.source.name}",
-                "somebody copied it there: restore another backup, and find out who",
+                "somebody copied it there: restore another backup with --backup ID, and find out who",
             )
         return digest, manifest
 

@@ -202,7 +202,9 @@ def parse(text: str) -> Manifest:
         manifest = typing.cast(Manifest, _read(Manifest, raw, "manifest"))
         _consistent(manifest)
     except (ValueError, OverflowError, RecursionError) as error:
-        raise Tampered(f"not a manifest: {error}", "restore another backup, and find out who wrote this one") from error
+        raise Tampered(
+            f"not a manifest: {error}", "restore another with --backup ID, and find out who wrote this one"
+        ) from error
     return manifest
 
 

@@ -64,7 +64,7 @@ def restore(
             if differences:
                 more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
                 message = f"the restored database is not what was backed up: {differences[0]}{more}"
-                raise Tampered(message, "do not use it; restore another backup")
+                raise Tampered(message, "do not use it; restore another backup with --backup ID")
     except Interrupted as error:
         error.hint = left
         raise
@@ -107,11 +107,11 @@ def _roles(manifest: Manifest, store: Store, key: Opening, connection: Connectio
     for chunk in opening.read(manifest, manifest.artifact(Kind.GLOBALS), store, key):
         text += chunk
         if len(text) > GLOBALS_BYTES:
-            raise Tampered("the roles file is larger than any of ours", "restore another backup")
+            raise Tampered("the roles file is larger than any of ours", "restore another backup with --backup ID")
     try:
         return roles.apply(connection, text.decode())
     except UnicodeDecodeError as error:
-        raise Tampered("the roles file is not UTF-8", "restore another backup") from error
+        raise Tampered("the roles file is not UTF-8", "restore another backup with --backup ID") from error
 
 
 def _restorer(manifest: Manifest, target: Target, server: Server) -> Clients:

@@ -160,7 +160,7 @@ def fetch(
         raise Tampered(f"{name} is in the manifest but not in the store", HINT) from error
 
 
-HINT = "restore another backup, and find out who changed this one"
+HINT = "restore another backup with --backup ID, and find out who changed this one"
 
 
 def _in_order(store: Store, name: str, artifact: Artifact, concurrency: int, progress: Progress) -> Iterator[bytes]:

@@ -44,7 +44,7 @@ class ProblemKind(StrEnum):
 
 
 _HINTS = {
-    ProblemKind.DAMAGED: "restore another backup",
+    ProblemKind.DAMAGED: "restore another backup with --backup ID",
     ProblemKind.TOO_NEW: "restore with programs of PostgreSQL at least as new as the pg_dump in the manifest",
     ProblemKind.MISSING_ROLE: "restore the roles first, or create the role",
     ProblemKind.MISSING_EXTENSION: "install the extension's package on the target's server",
