@@ -25,6 +25,7 @@ from backupd.redact import Secret, printable, scrub
 CONNECT_S = 5.0
 ANSWER_S = 30.0
 ANSWER_BYTES = 4 << 20
+DENIED_S = 60.0  # for so long a login that was refused is not tried again
 PAUSES_S = (0.2, 0.8)  # a leader's election takes about a second
 _BUSY = {429, 472, 473, 500, 502, 504}
 _PORTS = {"https": 443, "http": 80}
@@ -92,6 +93,7 @@ class VaultSession:
         self._pause = pause
         self._lock = RLock()
         self._life: _Life | None = None
+        self._denied: tuple[SecretUnavailable, float] | None = None
         self._adapter: Any = None
 
     @property
@@ -220,13 +222,18 @@ class VaultSession:
                 "put a new one there, with the default policy, or let backupd log in by AppRole or Kubernetes",
             )
         try:
+            if self._denied is not None and now < self._denied[1]:
+                raise self._denied[0]
             path, body = self._login.request()
             answer = self._send("POST", path, body)
             life = self._life_of(answer, now, None, ours=True) if answer.ok else None
             if answer.ok and life is None:
                 raise self._no_answer()
             if life is None:
-                raise self._not_logged_in(answer)
+                error = self._not_logged_in(answer)
+                # Each secret that is asked for would try again, and Vault locks an AppRole out after five.
+                self._denied = (error, now + DENIED_S)
+                raise error
         except SecretUnavailable:
             if instead is None:
                 raise

@@ -16,7 +16,7 @@ from backupd.custody import SecretRef, Servers, keeper, open_custodian
 from backupd.custody.vault import Place as VaultPlace
 from backupd.custody.vault import VaultSecret
 from backupd.custody.vault_login import AppRole, Kubernetes, Login, Token
-from backupd.custody.vault_session import VaultSession, checked_address
+from backupd.custody.vault_session import DENIED_S, VaultSession, checked_address
 from backupd.errors import ConfigError, CustodyError, SecretUnavailable
 from backupd.redact import Secret
 from tests.custody.contract import CustodianContract, KeeperContract, Place
@@ -154,6 +154,20 @@ def test_a_login_that_is_refused_is_told(openbao: OpenBao, path: str) -> None:
         with pytest.raises(SecretUnavailable, match="does not log in the AppRole") as caught:
             opened(openbao, path, as_=session(openbao, login)).fetch()
         assert role.secret_id not in str(caught.value)
+
+
+def test_a_login_that_is_refused_is_not_tried_again_at_once(openbao: OpenBao, path: str) -> None:
+    """One run asks for many secrets, and five refused logins lock an AppRole out for a quarter of an hour."""
+    clock = Clock()
+    role = openbao.new_approle("default")
+    secret_id = InHand("wrong")
+    vault = session(openbao, AppRole(role.role_id, secret_id, role.mount), clock=clock)
+    for _ in range(10):
+        with pytest.raises(SecretUnavailable, match="does not log in the AppRole"):
+            opened(openbao, path, as_=vault).fetch()
+    secret_id.text = role.secret_id
+    clock.now += DENIED_S
+    assert vault.policies() == frozenset()
 
 
 def test_a_namespace_is_one_place_however_it_is_written_and_an_unknown_one_is_told(openbao: OpenBao) -> None:
