@@ -82,9 +82,7 @@ class Totp:
             outcome = Outcome.FAIL if problems else Outcome.COULD_NOT_VERIFY
             return Finding(NAME, outcome, "; ".join(problems + doubts), figures)
         if not drilled.columns:
-            return Finding(
-                NAME, Outcome.PASS, "nothing was shown: no column of second factors is configured", figures
-            )
+            return Finding(NAME, Outcome.PASS, "nothing was shown: no column of second factors is configured", figures)
         return Finding(NAME, Outcome.PASS, f"all {verified} enrolled seeds decrypt, make codes and refuse wrong ones", figures)
 
 
