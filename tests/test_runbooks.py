@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from backupd.columns.keyring import Keyring
+from tests.e2e.processes import wait_for
 from tests.installation import CHECKOUT, KEY_ID, SOURCE, Installation, installed, keep, plant
 from tests.leak_watch import Planted
 from tests.parts.openbao import OpenBao, running_openbao
@@ -27,6 +28,7 @@ from tests.parts.process import short_directory
 
 RUNBOOKS = CHECKOUT / "docs" / "runbooks"
 _WIDE = "240"  # characters, so that no table breaks what is looked for
+_WHOLE_LOG = 1_000_000  # lines: what is looked for is at its beginning
 PAGES = sorted(path.name for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
 
 
@@ -329,11 +331,10 @@ def served(clinic: Installation, bao: OpenBao) -> None:
 
 def share_of(bao: OpenBao, path: Path) -> Path:
     """The one share of the unseal key, which a server in development mode prints when it has started."""
-    assert bao.process is not None
-    found: list[str] = []
-    while not found:
-        bao.ask("GET", "sys/health")  # raises when it is gone
-        found = re.findall(r"Unseal Key: (\S+)", bao.process.log_tail(200))
+    process = bao.process
+    assert process is not None
+    found = wait_for(lambda: re.findall(r"Unseal Key: (\S+)", process.log_tail(_WHOLE_LOG)))
+    assert found is not None
     return keep(path, found[0].encode())
 
 
