@@ -127,11 +127,13 @@ def running_openbao(*, tls: bool = False) -> Iterator[OpenBao]:
 
 def _two_ports() -> int:
     """A port, the one above it claimed too: the server listens there for others of a cluster, unasked."""
-    port = claim_port()
-    while (above := claim_port()) != port + 1:
+    held = [claim_port()]
+    # All are held until two neighbours are found: a port that was given back would be the next to be claimed.
+    while (above := claim_port()) != held[-1] + 1:
+        held.append(above)
+    for port in held[:-1]:
         release_port(port)
-        port = above
-    return port
+    return held[-1]
 
 
 def _release(port: int) -> None:
