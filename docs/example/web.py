@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         except BackupdError as error:
             _log.error("a second factor cannot be read: %s", error)
             return 503, {"error": "not possible now"}
-        except Exception:
+        except Exception:  # a fault of ours is an answer of 500, and its text, which may hold a secret, stays here
             _log.exception("a request failed")
             return 500, {"error": "failed"}
 

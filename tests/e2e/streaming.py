@@ -61,7 +61,7 @@ class Bottomless:
         return Swallowing()
 
     def create(self, name: str, data: bytes) -> None:
-        raise NotImplementedError("no stream is sent this way")
+        raise NotImplementedError("no stream is sent this way")  # a part of Store that this measurement must not reach
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         rest = max(0, self._size - start)
