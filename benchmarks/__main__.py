@@ -22,7 +22,8 @@ from benchmarks.bench import Bench
 LIMITS = {
     "backup / the pipe at its best": 0.95,
     "backup / the pipe with everyone's defaults": 0.20,
-    "restore / gpg -d | pg_restore": 1.05,
+    "restore / aws s3 cp | gpg -d | pg_restore": 1.05,
+    "restore / gpg -d | pg_restore": 1.05,  # from a file that was fetched before
 }
 HELP_LIMIT_S = 0.25
 
@@ -44,6 +45,7 @@ def main() -> int:
             "the pipe at its best": bench.pipe_at_its_best,
             "the pipe with everyone's defaults": bench.pipe_with_defaults,
             "restore": bench.restore,
+            "aws s3 cp | gpg -d | pg_restore": bench.restore_from_store_by_hand,
             "gpg -d | pg_restore": bench.restore_by_hand,
             "--help": bench.help,
         }
@@ -53,7 +55,8 @@ def main() -> int:
         worked: dict[str, list[float]] = {name: [] for name in contestants}
         bench.backup()  # a first one for the restores, and to warm the caches alike
         for number in range(1, arguments.rounds + 1):
-            for name, contestant in contestants.items():
+            # Every second round backwards: who comes after whom then weighs on all alike.
+            for name, contestant in list(contestants.items())[:: 1 if number % 2 else -1]:
                 bench.prepare()
                 before, started = busy_s(), time.perf_counter()
                 contestant()

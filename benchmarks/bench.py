@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,14 @@ from tests.parts.postgres import PostgresServer, running_postgres
 from tests.parts.s3 import S3Server, running_s3
 
 ROOT = Path(__file__).parents[1]
+SETTINGS = {
+    "shared_buffers": "512MB",
+    # Old WAL segments are kept for reuse. Else the first of two restores fills new ones with zeros, and the second has them.
+    "min_wal_size": "8GB",
+    "max_wal_size": "8GB",
+    # It would fall on whoever runs when it wakes.
+    "autovacuum": "off",
+}
 
 
 @dataclass(slots=True)
@@ -40,7 +50,7 @@ class Bench:
     def running(cls, directory: Path, gigabytes: float) -> Iterator[Bench]:
         """Servers, keys, a configuration and the database."""
         os.environ.setdefault("TMPDIR", str(directory))
-        with running_postgres(17, {"shared_buffers": "512MB", "max_wal_size": "8GB"}) as server, running_s3() as store:
+        with running_postgres(17, SETTINGS) as server, running_s3() as store:
             operations, escrow = (keys.generate(f"{name}@example.org", purpose="encrypt", expires_days=None) for name in "oe")
             signing = keys.generate("s@example.org", purpose="sign", expires_days=None)
             bench = cls(directory, server, store, store.new_bucket(), operations, directory / "gnupg")
@@ -103,11 +113,17 @@ secret_key = {{ file = "operations.sec.asc" }}
         """Text, numbers and bytes that do not compress, in the proportions of an application's database."""
         self.server.create_database("bench")
         million = int(gigabytes / 1.8 * 1_000_000)
+        sentences = list(_sentences())
         for statement in (
+            "CREATE TABLE sentences (id int PRIMARY KEY, said text NOT NULL)",
+            f"INSERT INTO sentences SELECT * FROM unnest(ARRAY{list(range(len(sentences)))}, ARRAY{sentences})",
             "CREATE TABLE notes (id bigint PRIMARY KEY, at timestamptz, body text)",
-            "INSERT INTO notes SELECT i, now() - i * interval '1 s', md5(i::text) || ' the patient said '"
-            " || md5((i + 1)::text) || ' and then ' || md5((i + 2)::text) || ' until ' || md5((i + 3)::text)"
-            f" FROM generate_series(1, {4 * million}) i",
+            "INSERT INTO notes SELECT i, now() - i * interval '1 s', concat_ws(' ', a.said, b.said, c.said)"
+            f" FROM generate_series(1, {4 * million}) i"
+            + "".join(
+                f" JOIN sentences {name} ON {name}.id = abs(hashint8extended(i, {seed}) % {len(sentences)})"
+                for seed, name in enumerate("abc")
+            ),
             "CREATE TABLE readings (id bigint PRIMARY KEY, device int, value numeric, quality real)",
             "INSERT INTO readings SELECT i, i % 997, (i::bigint * 7919 % 100003) / 7.0, i % 10"
             f" FROM generate_series(1, {4 * million}) i",
@@ -124,8 +140,13 @@ secret_key = {{ file = "operations.sec.asc" }}
         )
 
     def _by_hand_once(self) -> None:
-        """The file that the restore by hand reads."""
-        self._pipe("-Z zstd:1", f"gpg {self._gpg('--cipher-algo AES256 --compress-algo none')} > {self.directory}/by-hand.gpg")
+        """What the restores by hand read: a file, and the same as an object."""
+        self._pipe("-Z zstd:1", f"gpg {self._gpg('--cipher-algo AES256 --compress-algo none')} > {self._file}")
+        self._shell(f"{self._upload()} < {self._file}")
+
+    @property
+    def _file(self) -> Path:
+        return self.directory / "by-hand.gpg"
 
     # ------------------------------------------------------------------------------------------------------- contestants
 
@@ -159,8 +180,15 @@ secret_key = {{ file = "operations.sec.asc" }}
 
     def restore_by_hand(self) -> None:
         """From a file on the disk."""
+        self._restore_from(f"cat {self._file}")
+
+    def restore_from_store_by_hand(self) -> None:
+        """From the object store, as backupd does."""
+        self._restore_from(f"{self._s3()} s3://{self.bucket}/by-hand/1 -")
+
+    def _restore_from(self, source: str) -> None:
         self._shell(
-            f"gpg --homedir {self.gnupg} --batch --quiet -d {self.directory}/by-hand.gpg"
+            f"{source} | gpg --homedir {self.gnupg} --batch --quiet -d"
             f" | {self.server.bin}/pg_restore --single-transaction -d {self._dbname(self.scratch)}"
         )
 
@@ -185,12 +213,27 @@ secret_key = {{ file = "operations.sec.asc" }}
 
     def _upload(self) -> str:
         self.made += 1
+        # Without a size `aws` does not know how large its parts must be.
+        return f"{self._s3()} --expected-size {self.database_bytes} - s3://{self.bucket}/by-hand/{self.made}"
+
+    def _s3(self) -> str:
         aws = shutil.which("aws")
         if aws is None:
             raise SystemExit("the pipes need the aws command: apt-get install awscli")
-        # Without a size `aws` does not know how large its parts must be.
-        size = f"--expected-size {self.database_bytes}"
-        return f"{aws} --endpoint-url {self.store.endpoint} s3 cp --only-show-errors {size} - s3://{self.bucket}/by-hand/{self.made}"
+        return f"{aws} --endpoint-url {self.store.endpoint} s3 cp --only-show-errors"
+
+
+def _sentences(count: int = 50_000, seed: int = 1) -> Iterator[str]:
+    """Sentences of 6 to 18 words from a vocabulary of 4,000, the n-th of which is used in proportion to 1/n (Zipf's law).
+
+    What a clinic writes is like that, and compresses like that; hex digits and repeated phrases do not.
+    """
+    chance = random.Random(seed)
+    syllables = [c + v + e for c in "bcdfghlmnprstv" for v in "aeiou" for e in ("", "n", "r", "s")]
+    words = ["".join(chance.choices(syllables, k=chance.choice((1, 2, 2, 3)))) for _ in range(4_000)]
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(words) + 1)))
+    for _ in range(count):
+        yield " ".join(chance.choices(words, cum_weights=weights, k=chance.randint(6, 18))) + "."
 
 
 def _private(path: Path, data: bytes) -> None:
