@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from backupd.drill import DrillReport
     from backupd.errors import BackupdError
     from backupd.manifest import Manifest
+    from backupd.rotation import Report as Moved
 
 
 @click.command("demo", short_help="Show all of it on a scratch database, in a minute.")
@@ -101,7 +102,7 @@ class Teller:
         self._console.print()
         for line in text.splitlines():
             style = "bold" if line.startswith("[") else ""
-            self._console.print(f"      {line}", style=style, markup=False)
+            self._console.print(f"      {line}", style=style, markup=False, soft_wrap=True)
 
     def backup(self, made: Manifest) -> None:
         sealed = sum(artifact.size for artifact in made.artifacts)
@@ -126,6 +127,22 @@ class Teller:
         style = VERDICT_STYLES[report.verdict.value]
         self._say(f"verdict: [{style}]{report.verdict.value}[/]")
 
+    def moved(self, report: Moved) -> None:
+        figures = ", ".join(f"{name.replace('_', ' ')}: {number}" for name, number in report.figures.items() if number)
+        told = {
+            "add": f"{report.key_id} joins the keyring; it encrypts nothing yet",
+            "promote": f"{report.key_id} encrypts from now on; the old key still opens",
+            "rows": figures,
+            "archive": f"{report.key_id} leaves the keyring for the archive; {figures}",
+        }
+        self._say(f"[green]✓[/] {report.action} {report.stage:<8} {told[report.stage]}")
+
+    def login(self, who: str, code: str) -> None:
+        self._say(f"  {who} logs in with [green]{code[:3]} {code[3:]}[/]; the same code again is refused")
+
+    def told(self, text: str) -> None:
+        self._say(text)
+
     def refused(self, error: BackupdError) -> None:
         self._console.print("   [bold red]refused:[/]", end=" ")
         self._console.print(error.message, markup=False)
@@ -134,7 +151,8 @@ class Teller:
         styles = {"done": "green", "failed": "red", "refused": "yellow", "intent": "dim"}
         for record in records:
             style = styles.get(record.phase.value, "")
-            told = record.error or record.backup_id or ""
+            done = " ".join(str(record.details[name]) for name in ("action", "stage", "key_id") if name in record.details)
+            told = record.error or record.backup_id or done
             line = f"{record.seq:>3}  {record.at:%H:%M:%S}  {record.operation.value:<12} {record.phase.value:<8} {told}"
             self._console.print(f"   {line[:104]}", style=style, markup=False)
         head = report.head.head[:16] if report.head is not None else "-"

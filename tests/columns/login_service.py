@@ -75,7 +75,7 @@ def running_login_service(
             "KEYRING": reference,
             "PYTHONPATH": os.pathsep.join([str(CHECKOUT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         }
-        argv = [sys.executable, "-m", "docs.example", "--port", "0", "--scrypt-log2n", str(scrypt_log2n)]
+        argv = [sys.executable, "-m", "backupd.example", "--port", "0", "--scrypt-log2n", str(scrypt_log2n)]
         process = ServerProcess(
             [*argv, "--moving"] if moving else argv,
             directory=directory,

@@ -18,8 +18,8 @@ import pytest
 from backupd.columns import Cell, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
+from backupd.example.accounts import hash_password
 from backupd.redact import Secret
-from docs.example.accounts import hash_password
 from tests.columns.login_service import CHEAP, running_login_service
 from tests.e2e.logins import PASSWORD, Load, address, logging_in, seed
 from tests.e2e.processes import wait_for

@@ -1,6 +1,6 @@
 """An example: a login service with encrypted second factors, on the standard library's HTTP server and SQLAlchemy.
 
-    DATABASE_URL=postgresql+psycopg://app@db/clinic KEYRING=file:/etc/clinic/keyring.json python -m docs.example --port 8080
+    DATABASE_URL=postgresql+psycopg://app@db/clinic KEYRING=file:/etc/clinic/keyring.json python -m backupd.example --port 8080
 
 `models.py` is what an application takes from `backupd.columns`: some ten lines. `accounts.py` uses it: registration, enrolment,
 login. `web.py` speaks HTTP. With `--moving` it reads a table whose secrets are partly still in clear, as while

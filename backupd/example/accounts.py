@@ -17,8 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from backupd.columns import totp
+from backupd.example.models import User
 from backupd.redact import Secret
-from docs.example.models import User
 
 ISSUER = "Example Clinic"
 

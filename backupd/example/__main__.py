@@ -10,15 +10,15 @@ import sys
 from sqlalchemy import create_engine
 
 from backupd.errors import BackupdError
-from docs.example.accounts import Accounts
-from docs.example.models import MovingBase, MovingUser, SealedBase, SealedUser, keys
-from docs.example.web import server
+from backupd.example.accounts import Accounts
+from backupd.example.models import MovingBase, MovingUser, SealedBase, SealedUser, keys
+from backupd.example.web import server
 
 
 def main() -> int:
     """Serve until a signal comes."""
     parser = argparse.ArgumentParser(
-        prog="python -m docs.example", description="DATABASE_URL and KEYRING are in the environment."
+        prog="python -m backupd.example", description="DATABASE_URL and KEYRING are in the environment."
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one, which is printed")

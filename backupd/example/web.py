@@ -19,8 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from backupd.errors import BackupdError
+from backupd.example.accounts import Accounts, Conflict, Denied
 from backupd.redact import Secret
-from docs.example.accounts import Accounts, Conflict, Denied
 
 LARGEST = 16_384  # bytes of a request
 _log = logging.getLogger(__name__)
