@@ -268,6 +268,8 @@ def _keep_names_and_hashes(match: re.Match[str]) -> str:
 _Replacement = str | Callable[[re.Match[str]], str]
 _SHAPES: tuple[tuple[re.Pattern[str], _Replacement], ...] = (
     (re.compile(r"(?i)(otpauth(?:-migration)?://)[^\s\"'<>]+"), rf"\1{REDACTED}"),
+    # What a living secret was cut out of: the rest of a longer base32 text is secret too, and may be too short to look like it.
+    (re.compile(r"(?:(?<![A-Z2-7])[A-Z2-7]++)?\*\*redacted\*\*(?:[A-Z2-7]++=*+)?"), REDACTED),
     # SQLAlchemy puts the values of a failed statement into its message.
     (re.compile(rf"(\[parameters: ){_REMOVED}[^\n]*"), rf"\1{REDACTED}]"),
     # scheme://user:password@host; a password may hold @, and an unescaped / unless a port stands there.

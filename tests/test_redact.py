@@ -197,6 +197,13 @@ def test_the_longer_of_two_secrets_with_one_beginning_goes_whole() -> None:
     assert len(held) == 2
 
 
+def test_the_rest_of_a_longer_base32_text_goes_with_a_living_secret() -> None:
+    """The rest alone may be shorter than what looks like a secret."""
+    held = Secret("OBQXG43XN5ZGIYLT")
+    for around in ("{}MFRGGZDF", "MFRGGZDF{}", "MFRGGZDF{}MFRGG==="):
+        assert scrub("seed " + around.format(held.text())) == "seed **redacted**"
+
+
 def test_what_is_shorter_than_six_characters_is_not_looked_for() -> None:
     secret = Secret("abcde")
     assert scrub("abcde") == "abcde"

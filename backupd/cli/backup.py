@@ -45,6 +45,7 @@ def to_json(manifest: Manifest) -> dict[str, Any]:
     return {
         "backup_id": manifest.backup_id,
         "source": manifest.source.name,
+        "recipients": list(manifest.recipients),
         "artifacts": [{"name": each.name, "size": each.size, "sha256": each.sha256} for each in manifest.artifacts],
         "started_at": manifest.started_at.isoformat(),
         "finished_at": manifest.finished_at.isoformat(),

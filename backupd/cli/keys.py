@@ -71,9 +71,15 @@ command.add_command(request)
 command.add_command(release)
 
 
-@command.command("generate", short_help="Make an operations, an escrow and a signing key.")
+@command.command("generate", short_help="Make an operations, an escrow and a signing key, or one of them.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), required=True, help="Where to: new or empty, best on a tmpfs (/dev/shm)."
+)
+@click.option(
+    "--only",
+    type=click.Choice([role.name for role in ROLES]),
+    multiple=True,
+    help="Make this one alone, to replace one that is there; more than once for two of them.",
 )
 @click.option("--name", default="Backups", show_default=True, help="What the keys' user ids begin with.")
 @click.option(
@@ -82,14 +88,15 @@ command.add_command(release)
     help="After how many days they expire. Default: never, for an expired key stops backups.",
 )
 @options
-def generate(session: Session, directory: Path, name: str, expires_days: int | None) -> int:
-    """Make the three keys that an installation needs, each as NAME.pub.asc, NAME.sec.asc and NAME.rev.asc.
+def generate(session: Session, directory: Path, only: tuple[str, ...], name: str, expires_days: int | None) -> int:
+    """Make the three keys that an installation needs, or some of them, each as NAME.pub.asc, NAME.sec.asc and NAME.rev.asc.
 
     The secret keys have no passphrase: whoever keeps them protects them. Move them to where they belong, which is printed,
     and remove the directory. NAME.rev.asc is the certificate that ends a key's use when it was stolen.
 
     \b
     backupd keys generate --directory /dev/shm/new-keys --name 'Clinic backups'
+    backupd keys generate --directory /dev/shm/new-keys --name 'Clinic backups 2027' --only signing
     """
     from backupd.openpgp import Home
     from backupd.openpgp import keys as openpgp_keys
@@ -102,6 +109,7 @@ def generate(session: Session, directory: Path, name: str, expires_days: int | N
                     openpgp_keys.generate(f"{name}, {role.name}", purpose=role.purpose, expires_days=expires_days, home=home),
                 )
                 for role in ROLES
+                if not only or role.name in only
             ]
         on_disk = _write(directory, made)
         if run is not None:

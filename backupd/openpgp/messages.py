@@ -106,7 +106,7 @@ class Unsealing:
                 )
         for keyword in ("DECRYPTION_FAILED", "BADMDC", "NODATA", "UNEXPECTED", "FAILURE", "BADARMOR"):
             if keyword in counts:
-                raise Tampered(f"the sealed message is damaged ({keyword})", "restore another backup")
+                raise Tampered(f"the sealed message is damaged ({keyword})", "restore another backup with --backup ID")
         for keyword in (
             "BEGIN_DECRYPTION",
             "PLAINTEXT",
@@ -118,14 +118,14 @@ class Unsealing:
             if counts.get(keyword, 0) != 1:
                 raise Tampered(
                     f"this is not one whole sealed message ({keyword} came {counts.get(keyword, 0)} times)",
-                    "restore another backup",
+                    "restore another backup with --backup ID",
                 )
         info = _of(report, "DECRYPTION_INFO")[0].arguments
         if info[:2] != (_MDC, _AES256) or info[2:] not in {(), ("0",)}:
             raise Tampered("the message is not sealed the way backups are (AES256 with an MDC)", "who made it?")
         order = [status.keyword for status in report]
         if not order.index("BEGIN_DECRYPTION") < order.index("PLAINTEXT") < order.index("DECRYPTION_OKAY"):
-            raise Tampered("the plaintext did not come out of the sealed message", "restore another backup")
+            raise Tampered("the plaintext did not come out of the sealed message", "restore another backup with --backup ID")
 
 
 def unseal(home: Home, *, session_key: Secret | None = None) -> Unsealing:

@@ -52,6 +52,13 @@ def test_new_keys_are_private_files_that_are_good_to_use(lived_in: Installation,
     assert [each["problems"] for each in shown] == [[], [], []]
 
 
+def test_one_key_can_be_made_alone_to_replace_another(lived_in: Installation, memory: Path) -> None:
+    run = lived_in.run("keys", "generate", "--directory", str(memory), "--only", "signing", "--json")
+    [made] = watched(lived_in, memory, run).ok().json["keys"]
+    assert made["name"] == "signing"
+    assert {path.name for path in memory.iterdir()} == {f"signing.{kind}.asc" for kind in ("pub", "sec", "rev")}
+
+
 def test_the_trail_tells_which_keys_were_made_and_looked_at(lived_in: Installation, memory: Path) -> None:
     """With a configuration, key work is recorded like everything else, by fingerprint."""
     made = watched(lived_in, memory, lived_in.run("keys", "generate", "--directory", str(memory), "--json")).ok().json
