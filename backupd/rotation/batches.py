@@ -42,76 +42,74 @@ class Tally:
             self.left[row_id] = reason
 
 
-def rewrite(
-    connection: Connection,
-    table: Table,
-    column: str,
-    into: str,
-    recode: Recode,
-    *,
-    but: bytes,
-    pace: Pace,
-    moved: Moved,
-    tally: Tally,
-) -> None:
-    """Rewrite every value of `column` that does not begin with `but`, and put it `into` a column, which may be the same.
+@dataclass(frozen=True, slots=True)
+class Rewriting:
+    """The values of `column` that do not begin with `but` are rewritten, and put `into` a column, which may be the same.
 
-    `tally` is kept as it goes, so that it tells the truth also when this raises: SourceError in all its kinds.
+    `tally` is kept as it goes, so that it tells the truth also when `run` raises.
     """
-    stalled = 0
-    while tally.passes < MOST_PASSES:
-        tried, done = _pass(connection, table, column, into, recode, but=but, pace=pace, moved=moved, tally=tally)
-        if not tried:
-            return
-        if done:
-            stalled = 0
-            continue
-        stalled += 1
-        if stalled == STALLED_PASSES:
-            raise SourceError(
-                f"{tried} rows of {printable(table.name)} cannot be written: they are locked, or a trigger keeps them so",
-                "end the transactions that have been open for long (pg_stat_activity), and run it again",
-            )
-        time.sleep(STALL_S)
-    raise SourceError(
-        f"applications go on writing {printable(table.name)}.{printable(column)} as before",
-        "let each of them fetch the keyring anew, or update it, and run this again",
-    )
 
+    connection: Connection
+    table: Table
+    column: str
+    into: str
+    recode: Recode
+    but: bytes
+    pace: Pace
+    moved: Moved
+    tally: Tally = field(default_factory=Tally)
 
-def _pass(
-    connection: Connection,
-    table: Table,
-    column: str,
-    into: str,
-    recode: Recode,
-    *,
-    but: bytes,
-    pace: Pace,
-    moved: Moved,
-    tally: Tally,
-) -> tuple[int, int]:
-    """Once through the table; how many rows were to be rewritten, and how many were. What was left is told anew each time."""
-    tally.passes += 1
-    tally.left_rows, tally.left = 0, {}
-    tried, done, after = 0, 0, None
-    while rows := column_rows.batch(connection, table, column, into, but=but, after=after, limit=pace.batch):
-        after = rows[-1].row_id
-        swaps = []
-        for row in rows:
-            try:
-                swaps.append(Swap(row, recode(row)))
-            except ColumnError as error:
-                tally.leave(row.row_id, error.message)
-        swapped = column_rows.swap(connection, table, column, into, swaps)
-        for row_id, reason in swapped.refused.items():
-            tally.leave(row_id, reason)
-        overtaken = len(swaps) - len(swapped.done) - len(swapped.refused)
-        tried += len(swapped.done) + overtaken
-        done += len(swapped.done)
-        tally.done += len(swapped.done)
-        tally.overtaken += overtaken
-        moved(len(rows))
-        if pace.pause_s:
-            time.sleep(pace.pause_s)
-    return tried, done
+    def run(self) -> None:
+        """Until none is left but those that `tally` tells of. Raises SourceError in all its kinds."""
+        stalled = 0
+        while self.tally.passes < MOST_PASSES:
+            tried, done = self._pass()
+            if not tried:
+                return
+            if done:
+                stalled = 0
+                continue
+            stalled += 1
+            if stalled == STALLED_PASSES:
+                where = printable(self.table.name)
+                raise SourceError(
+                    f"{tried} rows of {where} cannot be written: they are locked, or a trigger keeps them so",
+                    "end the transactions that have been open for long (pg_stat_activity), and run it again",
+                )
+            time.sleep(STALL_S)
+        raise SourceError(
+            f"applications go on writing {printable(self.table.name)}.{printable(self.column)} as before",
+            "let each of them fetch the keyring anew, or update it, and run this again",
+        )
+
+    def _pass(self) -> tuple[int, int]:
+        """Once through the table: how many rows were to be rewritten, and how many were. What was left is told anew."""
+        tally = self.tally
+        tally.passes += 1
+        tally.left_rows, tally.left = 0, {}
+        tried, done, after = 0, 0, None
+        while rows := self._batch(after):
+            after = rows[-1].row_id
+            swaps = []
+            for row in rows:
+                try:
+                    swaps.append(Swap(row, self.recode(row)))
+                except ColumnError as error:
+                    tally.leave(row.row_id, error.message)
+            swapped = column_rows.swap(self.connection, self.table, self.column, self.into, swaps)
+            for row_id, reason in swapped.refused.items():
+                tally.leave(row_id, reason)
+            overtaken = len(swaps) - len(swapped.done) - len(swapped.refused)
+            tried += len(swapped.done) + overtaken
+            done += len(swapped.done)
+            tally.done += len(swapped.done)
+            tally.overtaken += overtaken
+            self.moved(len(rows))
+            if self.pace.pause_s:
+                time.sleep(self.pace.pause_s)
+        return tried, done
+
+    def _batch(self, after: str | None) -> list[Row]:
+        return column_rows.batch(
+            self.connection, self.table, self.column, self.into, but=self.but, after=after, limit=self.pace.batch
+        )

@@ -30,7 +30,7 @@ from backupd.postgres.column_rows import Row
 from backupd.postgres.session import Dsn
 from backupd.redact import Secret, printable
 from backupd.rotation import Former, Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
-from backupd.rotation.batches import Tally, rewrite
+from backupd.rotation.batches import Rewriting
 
 
 class Stage(StrEnum):
@@ -113,7 +113,7 @@ def encrypt(
 
 
 def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
-    keyring, tally = keyrings.fetched(column.keys).keyring, Tally()
+    keyring = keyrings.fetched(column.keys).keyring
     run.note(key_id=keyring.current)
     with (
         closing(column_rows.connect(dsn)) as connection,
@@ -125,9 +125,11 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
         if former.column in table.required:
             raise ConfigError(f"{printable(former.column)} may not be NULL yet", "the stage `column` comes first")
         recode = _Recode(column, source, AesGcm(keyring))
+        rewriting = Rewriting(connection, table, former.column, column.column, recode, b"", pace, moved)
+        tally = rewriting.tally
         with column_rows.exclusive(connection, table, column.column):
             try:
-                rewrite(connection, table, former.column, column.column, recode, but=b"", pace=pace, moved=moved, tally=tally)
+                rewriting.run()
             finally:
                 run.note(rows_moved=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
     figures = {"rows_moved": tally.done, "overtaken": tally.overtaken}

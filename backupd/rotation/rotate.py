@@ -25,7 +25,7 @@ from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row
 from backupd.postgres.session import Dsn
 from backupd.rotation import Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
-from backupd.rotation.batches import Tally, rewrite
+from backupd.rotation.batches import Rewriting
 from backupd.rotation.keyrings import Kept
 
 
@@ -104,7 +104,7 @@ def _rows(
     if keyring.current != key_id:
         due = _due(keyring, key_id)
         raise ConfigError(f"{key_id!r} is not the keyring's current key", f"the stage `{due.value}` comes first")
-    cipher, tally = AesGcm(keyring), Tally()
+    cipher = AesGcm(keyring)
 
     def recode(row: Row) -> bytes:
         cell = cells.cell(column, row.row_id)
@@ -116,10 +116,11 @@ def _rows(
 
     with closing(column_rows.connect(dsn)) as connection:
         table = cells.table(connection, column)
-        head = aes_gcm.head(key_id)
+        rewriting = Rewriting(connection, table, column.column, column.column, recode, aes_gcm.head(key_id), pace, moved)
+        tally = rewriting.tally
         with column_rows.exclusive(connection, table, column.column):
             try:
-                rewrite(connection, table, column.column, column.column, recode, but=head, pace=pace, moved=moved, tally=tally)
+                rewriting.run()
             finally:
                 run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
     figures = {"rows_rewritten": tally.done, "overtaken": tally.overtaken}
