@@ -163,7 +163,9 @@ class _Making:
     def dump(self) -> None:
         """Send the database and the roles, while the expectations are read from the same snapshot beside it."""
         expectations.require_readable(self.held.connection)  # before pg_dump stumbles over it with less to say
-        self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.major)
+        self.clients = clients.choose(clients.find(self.source.client_directories), self.held.server.release)
+        if behind := self.clients.behind(self.held.server.release):
+            self.notes.append(behind)
         self.compression = dump.compression(self.clients, self.source.compression)
         try:
             self._database()

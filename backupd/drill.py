@@ -232,7 +232,7 @@ class _Drill:
     def _script(self) -> Command:
         """A pg_restore that writes the archive on its stdin as SQL to its stdout."""
         made_by = _major(self._manifest.tools.pg_dump)
-        chosen = clients.choose(clients.find(self._plan.client_directories), made_by)
+        chosen = clients.choose_reader(clients.find(self._plan.client_directories), made_by)
         return Command("pg_restore", (chosen.program("pg_restore"), "--format=custom", "--file=-"), {"LC_ALL": "C"})
 
 

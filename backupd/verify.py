@@ -69,7 +69,7 @@ def _open(manifest: Manifest, store: Store, deep: Opening, directories: tuple[Pa
     """The database's archive is read to its end by pg_restore: a listing would not notice that it is cut off."""
     for artifact in manifest.artifacts:
         if artifact.kind is Kind.DATABASE:
-            chosen = clients.choose(clients.find(directories), int(manifest.tools.pg_dump.partition(".")[0]))
+            chosen = clients.choose_reader(clients.find(directories), int(manifest.tools.pg_dump.partition(".")[0]))
             opening.feed(manifest, artifact, store, deep, archive.read_to_end(chosen), progress=progress)
         else:
             for chunk in opening.read(manifest, artifact, store, deep):

@@ -158,8 +158,10 @@ def _require_column(connection: Connection, table: str, name: str) -> None:
 
 
 def _programs(area: str, source: Source, server: Server) -> Iterator[Line]:
-    chosen = clients.choose(clients.find((source.clients,) if source.clients else ()), server.major)
+    chosen = clients.choose(clients.find((source.clients,) if source.clients else ()), server.release)
     yield ok(area, f"pg_dump {chosen.release} in {chosen.directory} serves it")
+    if behind := chosen.behind(server.release):
+        yield warning(area, behind, f"install programs as new as the server: postgresql-client-{server.major}")
     for hole in chosen.known_holes():
         yield warning(area, hole, f"update the PostgreSQL {chosen.major} programs in {chosen.directory}")
 

@@ -34,6 +34,10 @@ _HOLES: tuple[tuple[str, dict[int, int]], ...] = (
         {17: 6, 16: 10, 15: 14, 14: 19, 13: 22},
     ),
 )
+# From these releases on a server keeps a number of its own, pg_attver, among the options of every column. A pg_dump of before
+# takes it for a setting and writes it into the dump, which then no server of before accepts. Measured with 15.20; the others
+# came out on the same day.
+_NUMBERS_COLUMNS = {18: 7, 17: 12, 16: 16, 15: 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,15 @@ class Clients:
         """What is known to be wrong with this version, one line each with the version that mends it."""
         return list(_known_holes(self.version))
 
+    def behind(self, server: tuple[int, int]) -> str | None:
+        """What this pg_dump gets wrong of a server of this version, which was released after it; None for nothing known."""
+        if _numbers_columns(server) and not _numbers_columns(self.version):
+            return (
+                f"pg_dump {self.release} does not know the server's release {server[0]}.{server[1]}: its dumps hold settings"
+                " (pg_attver) that older servers refuse"
+            )
+        return None
+
 
 def find(directories: Sequence[Path] = ()) -> list[Clients]:
     """Every installation, newest version first: those in the configured directories, or else, where none is configured, those
@@ -85,11 +98,22 @@ def find(directories: Sequence[Path] = ()) -> list[Clients]:
     return sorted(found.values(), key=lambda clients: clients.version, reverse=True)
 
 
-def choose(found: Iterable[Clients], server_major: int) -> Clients:
-    """The newest programs, of the server's major or a later one. Raises ConfigError that names what is there."""
+def choose(found: Iterable[Clients], server: tuple[int, int]) -> Clients:
+    """The newest programs, of the server's major or a later one; if there is a choice, those that know the server's release.
+
+    Raises ConfigError that names what is there.
+    """
+    everything, major = list(found), server[0]
+    knowing = [clients for clients in everything if clients.major >= major and clients.behind(server) is None]
     return _newest(
-        found, server_major, "pg_dump", f"dump a PostgreSQL {server_major} server", f"install postgresql-client-{server_major}"
+        knowing or everything, major, "pg_dump", f"dump a PostgreSQL {major} server", f"install postgresql-client-{major}"
     )
+
+
+def choose_reader(found: Iterable[Clients], dumped_by: int) -> Clients:
+    """The newest programs that read what pg_dump of major `dumped_by` wrote. Raises ConfigError that names what is there."""
+    hint = f"install postgresql-client-{dumped_by}, or newer"
+    return _newest(found, dumped_by, "pg_restore", f"read the dumps of PostgreSQL {dumped_by}", hint)
 
 
 def choose_restorer(found: Iterable[Clients], dumped_by: int, target_major: int) -> Clients:
@@ -171,6 +195,11 @@ def _knows_zstd(directory: Path) -> bool:
 
 def _command(directory: Path, *arguments: str) -> Command:
     return Command("pg_dump", (str(directory / "pg_dump"), *arguments), {"LC_ALL": "C", "HOME": "/nonexistent"})
+
+
+def _numbers_columns(version: tuple[int, int]) -> bool:
+    major, minor = version
+    return major > max(_NUMBERS_COLUMNS) or (major in _NUMBERS_COLUMNS and minor >= _NUMBERS_COLUMNS[major])
 
 
 def _known_holes(version: tuple[int, int]) -> Iterator[str]:

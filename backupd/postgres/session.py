@@ -129,6 +129,11 @@ class Server:
     in_recovery: bool
     database_size: int
 
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor version."""
+        return self.major, self.version_num % 10_000
+
 
 def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, autocommit: bool = False) -> Connection:
     """A connection that notices a vanished server. Raises SourceUnreachable, SourceDenied, or SourceError for the rest."""

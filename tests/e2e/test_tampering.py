@@ -175,7 +175,7 @@ def test_verify_tells_every_kind_of_change_and_records_it(shelf: Shelf) -> None:
 def test_no_byte_of_a_changed_part_reaches_gpg(shelf: Shelf, pairs: Pairs, tmp_path: Path) -> None:
     """By the one way that restores and deep verifications go; gpg is given what comes before the changed part, and no more."""
     crossed = 0
-    reader = archive.read_to_end(clients.choose(clients.find(), 17))
+    reader = archive.read_to_end(clients.choose_reader(clients.find(), 17))
     with listening(tmp_path, gpg(), "--decrypt") as ear, Home(gpg=str(ear.program)) as home:
         home.import_secret(pairs.operations.secret)
         key = Opening(home)

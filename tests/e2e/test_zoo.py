@@ -50,8 +50,9 @@ def without_roles(request: pytest.FixtureRequest, source_major: int, target_majo
 
 def schema(dsn: str) -> str:
     """The database's definition as pg_dump writes it, less what differs between two runs."""
-    [chosen, *_] = clients.find()
     parsed = Dsn.parse(dsn)
+    with session.connect(parsed, application_name="test") as connection:
+        chosen = clients.choose(clients.find(), session.server(connection).release)
     argv = (chosen.program("pg_dump"), "--schema-only", f"--dbname={parsed.argument()}")
     command = Command("pg_dump", argv, parsed.environment())
     return re.sub(r"(?m)^(\\(un)?restrict|-- Dumped).*\n", "", run(command, timeout_s=120).stdout.decode())

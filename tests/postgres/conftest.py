@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.postgres import clients
+from backupd.postgres import clients, session
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
 from tests.parts.postgres import PostgresServer, postgres_bin
@@ -27,6 +27,11 @@ class Housed:
     @property
     def dsn(self) -> Dsn:
         return Dsn.parse(self.server.dsn(self.database))
+
+    def release(self) -> tuple[int, int]:
+        """The server's version."""
+        with session.connect(self.dsn, application_name="test") as connection:
+            return session.server(connection).release
 
 
 @pytest.fixture(scope="session")

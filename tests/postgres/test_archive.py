@@ -56,7 +56,12 @@ def test_a_zoo_comes_back_whole(
         with session.connect(target, application_name="backupd test", autocommit=True) as connection:
             archive.require_empty(connection)
             report = roles.apply(connection, roles_sql)
-            run(archive.restore(programs[restored_by], target, single_transaction=True), archived, timeout_s=TIMEOUT_S)
+            restoring = archive.restore(programs[restored_by], target, single_transaction=True)
+            if programs[dumped_with].behind(zoo.release()) and programs[restored_by].behind(zoo.release()):
+                with pytest.raises(ProcessFailed, match="pg_attver"):  # why `choose` does not take this pg_dump for that server
+                    run(restoring, archived, timeout_s=TIMEOUT_S)
+                return
+            run(restoring, archived, timeout_s=TIMEOUT_S)
             assert set(zoo.animals.roles) <= set(report.created)
             assert expectations.compare(expected, expectations.loaded(connection, expected)) == []
             assert expectations.compare(expected, expectations.found(connection, expected)) == []

@@ -64,15 +64,28 @@ def test_a_missing_program_is_named(tmp_path: Path) -> None:
 
 def test_the_newest_that_is_not_older_than_the_server_dumps_it() -> None:
     found = [_clients(17), _clients(15), _clients(16)]
-    assert clients.choose(found, 15).major == 17
-    assert clients.choose(found, 17).major == 17
+    assert clients.choose(found, (15, 3)).major == 17
+    assert clients.choose(found, (17, 0)).major == 17
     with pytest.raises(
         ConfigError, match=r"no installed pg_dump can dump a PostgreSQL 18 server: 17\.0 in /opt/pg17, 15\.0"
     ) as caught:
-        clients.choose(found, 18)
+        clients.choose(found, (18, 0))
     assert caught.value.hint == "install postgresql-client-18"
     with pytest.raises(ConfigError, match="there is none"):
-        clients.choose([], 15)
+        clients.choose([], (15, 3))
+
+
+def test_programs_released_before_the_server_are_taken_only_if_there_are_no_others() -> None:
+    """A pg_dump that does not know pg_attver writes it into the dump, and no older server takes that."""
+    old, new = _clients(17, 10), _clients(15, 20)
+    assert clients.choose([old, new], (15, 20)) is new
+    assert clients.choose([old, new], (15, 19)) is old
+    assert clients.choose([old, new, _clients(18, 7)], (15, 20)).major == 18
+    assert clients.choose([old], (15, 20)) is old
+    assert "pg_attver" in (old.behind((15, 20)) or "")
+    assert new.behind((15, 20)) is None
+    assert _clients(19, 0).behind((15, 20)) is None
+    assert old.behind((17, 10)) is None
 
 
 @pytest.mark.parametrize(
