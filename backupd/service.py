@@ -214,9 +214,14 @@ class Service:
         return (source.clients,) if source is not None and source.clients is not None else ()
 
     def sealing(self) -> Sealing:
-        """Whom backups are sealed to, and who signs them."""
+        """Whom backups are sealed to, and who signs them. Raises ConfigError for a signer whose signatures do not count."""
         from backupd.backup import Sealing
 
+        if self.signer not in self.pinned:
+            raise ConfigError(
+                f"the signing key {self.signer} is none of the signers: no host would believe this backup",
+                "add its public key to signers in [encryption], here and on every host that restores",
+            )
         return Sealing(self.home, self.recipients, self.signer)
 
     def identities(self) -> Identities:
@@ -248,8 +253,14 @@ class Service:
             return self.catalog.get(name, backup_id)
         newest = self.catalog.newest(name)
         if newest is None:
-            raise CouldNotVerify(f"there is no backup of {printable(name)} in {self.store.url}", "run `backupd backup`")
+            raise self.no_backup(name)
         return newest
+
+    def no_backup(self, name: str) -> CouldNotVerify:
+        """The error that says so, and of which sources there are backups."""
+        others = sorted({entry.source for entry in self.catalog.list()})
+        hint = f"there are backups of {printable(', '.join(others))}" if others else "the store has none: run `backupd backup`"
+        return CouldNotVerify(f"there is no backup of {printable(name)} in {printable(self.store.url)}", hint)
 
     def verify(self, entry: Entry, key: Opening | None = None, progress: Progress = lambda _: None) -> Proof:
         """Prove one backup's manifest and parts, and with a key that it opens and reads to its end."""

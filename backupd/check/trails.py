@@ -17,7 +17,11 @@ VERIFY = "run `backupd audit verify`, and find out who changed it"
 
 @dataclass(slots=True)
 class Told:
-    """What the trail tells of one source; of a backup that was done also the SHA-256 of its manifest, where it has one."""
+    """What the trail tells of one source; of a backup that was done also the SHA-256 of its manifest, where it has one.
+
+    A drill tells how backups are now when it is of the newest backup that was ever drilled, or of a newer one. `older_failed`
+    are backups before that one whose own last drill did not pass.
+    """
 
     done: dict[str, Detail] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
@@ -25,6 +29,8 @@ class Told:
     first_backup: datetime | None = None
     last_drill: Record | None = None
     last_pass: datetime | None = None
+    newest_drilled: str = ""
+    older_failed: set[str] = field(default_factory=set)
 
     def hear(self, record: Record) -> None:
         """Take in one record of this source."""
@@ -38,11 +44,20 @@ class Told:
             case Operation.PRUNE if record.backup_id is not None and record.phase in (Phase.DONE, Phase.EVENT):
                 self.pruned.add(record.backup_id)
             case Operation.RESTORE_TEST if record.phase.is_outcome:
-                self.last_drill = record
-                if record.phase is Phase.DONE:
-                    self.last_pass = record.at
+                self._drilled(record, record.backup_id or self.newest_drilled)
             case _:
                 pass
+
+    def _drilled(self, record: Record, backup_id: str) -> None:
+        passed = record.phase is Phase.DONE
+        if backup_id < self.newest_drilled:  # ids are ordered as backups are
+            (self.older_failed.discard if passed else self.older_failed.add)(backup_id)
+            return
+        if self.last_drill is not None and self.last_drill.phase is not Phase.DONE and backup_id > self.newest_drilled:
+            self.older_failed.add(self.newest_drilled)
+        self.last_drill, self.newest_drilled = record, backup_id
+        if passed:
+            self.last_pass = record.at
 
 
 def look(parts: Parts, now: datetime, run: Run) -> Iterator[Line]:
@@ -111,6 +126,9 @@ def _drilled(parts: Parts, name: str, told: Told, now: datetime) -> Iterator[Lin
     hint = f"run `backupd restore-test {name}`"
     if told.last_drill is not None and told.last_drill.phase is not Phase.DONE:
         yield problem(area, f"the last drill, of {told.last_drill.at:%Y-%m-%d}, did not pass", hint)
+    for backup_id in sorted(told.older_failed & told.done.keys() - told.pruned):
+        again = f"look at `backupd audit list`, and drill it again: --backup {backup_id}"
+        yield warning(area, f"the last drill of {backup_id}, an older backup, did not pass", again)
     since = told.last_pass or told.first_backup
     if since is None:
         return

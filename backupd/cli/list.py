@@ -30,7 +30,9 @@ def command(session: Session, source: str | None) -> int:
 
     with session.service() as service:
         entries = service.catalog.list(source)
-        if source is not None and not entries and service.config.sources:  # a host that only restores may know none by name
+        if source is not None and not entries:
+            if not service.config.sources:  # a host that only restores knows the store's names alone
+                raise service.no_backup(source)
             service.source(source)
     order = {backup_id: text for each in by_source(entries).values() for backup_id, text in chain_problems(each).items()}
     session.result([_to_json(each, order) for each in entries], lambda: _table(entries, order))

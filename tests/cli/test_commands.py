@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from backupd.openpgp import keys
 from tests.installation import Installation
 
 GROUPS = {"audit": ("list", "show", "verify", "export", "install-sql"), "keys": ("generate", "show")}
@@ -88,10 +89,13 @@ def test_an_id_is_never_broken_over_two_lines(lived_in: Installation) -> None:
 
 
 def test_a_host_without_sources_lists_what_the_store_has(lived_in: Installation) -> None:
-    """It only restores: a name that no backup has is no mistake that could be seen."""
+    """It only restores, and knows no other names. "No backups" would say to a mistyped one that all is lost."""
     without = lived_in.configure("restores.toml", source=None, totp=None)
     assert len(lived_in.run("list", "clinic", "--json", config=without).ok().json) == 2
-    assert lived_in.run("list", "klinik", "--json", config=without).ok().json == []
+    mistyped = lived_in.run("list", "klinik", "--json", config=without)
+    assert mistyped.code == 3
+    assert "there is no backup of klinik" in mistyped.error["error"]
+    assert mistyped.error["hint"] == "there are backups of clinic"
 
 
 def test_without_the_signing_key_its_public_half_is_asked_for(clinic: Installation) -> None:
@@ -110,6 +114,18 @@ def test_without_the_signing_key_its_public_half_is_asked_for(clinic: Installati
         clinic.run(command, config=clinic.configure("named.toml", encryption=named)).ok()
 
 
+def test_no_backup_is_made_that_no_host_would_believe(clinic: Installation) -> None:
+    """The signing key was changed, and `signers` was not: exit code 2, recorded, and nothing is in the store."""
+    other = keys.generate("signing 2027", purpose="sign", expires_days=None)
+    (clinic.keys / "other.pub.asc").write_bytes(other.public)
+    config = clinic.configure("other.toml", encryption=clinic.tables["encryption"] + 'signers = ["keys/other.pub.asc"]\n')
+    done = clinic.run("backup", config=config)
+    assert done.code == 2
+    assert "is none of the signers" in done.stderr
+    assert clinic.records()[-1]["operation"] == "backup"
+    assert clinic.run("list", "--json").ok().json == []
+
+
 def test_stored_backups_are_verified_and_opened(lived_in: Installation) -> None:
     """Every part against its manifest, and with a key to the archive's end."""
     plain = lived_in.run("verify", "--all", "--json").ok().json
@@ -123,7 +139,7 @@ def test_a_store_without_a_backup_could_not_be_verified(clinic: Installation) ->
     """Exit code 3: nothing was shown to be wrong, and nothing was proved."""
     done = clinic.run("verify", "--json")
     assert (done.code, done.error["exit_code"]) == (3, 3)
-    assert done.error["hint"] == "run `backupd backup`"
+    assert done.error["hint"] == "the store has none: run `backupd backup`"
 
 
 def test_a_changed_backup_is_found(clinic: Installation) -> None:

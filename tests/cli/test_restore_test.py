@@ -46,6 +46,23 @@ def test_a_second_factor_in_clear_fails(clinic: Installation) -> None:
     assert any(state == "problem" and "did not pass" in text for state, text in drill_lines(clinic))
 
 
+def test_a_drill_of_an_older_backup_says_nothing_of_the_newest(clinic: Installation) -> None:
+    """Neither does its pass end the alarm of the newest, nor does its failure raise one."""
+    older = clinic.back_up()
+    clinic.database.execute("UPDATE users SET totp_secret = %s WHERE id = 3", (clinic.secrets.seeds[2].encode(),))
+    newer = clinic.back_up()
+    assert clinic.run("restore-test", SOURCE).code == 1
+    clinic.run("restore-test", SOURCE, "--backup", older).ok()
+    assert any(state == "problem" and "did not pass" in text for state, text in drill_lines(clinic))
+    clinic.database.execute("UPDATE users SET totp_secret = NULL, is_totp_enabled = false WHERE id = 3")
+    clinic.back_up()
+    clinic.run("restore-test", SOURCE).ok()
+    assert drill_lines(clinic) == [
+        ("warning", f"the last drill of {newer}, an older backup, did not pass"),
+        ("ok", "the last drill that passed is 0 days old"),
+    ]
+
+
 def test_without_a_key_nothing_is_proved(clinic: Installation) -> None:
     """Exit code 3, and not a pass: the custodian of the secret key is away, and the trail tells that a drill was wanted."""
     clinic.back_up()
