@@ -22,7 +22,7 @@ from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, Entry
 from backupd.custodians import Custodians
 from backupd.custody import Custodian, SecretRef, open_custodian
-from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, SecretUnavailable
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, SecretUnavailable, Tampered
 from backupd.manifest import Level, Manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
@@ -256,6 +256,20 @@ class Service:
             raise self.no_backup(name)
         return newest
 
+    def _proved(self, entry: Entry) -> Manifest:
+        """The manifest, unless the trail knows that another one was published. Raises Tampered."""
+        manifest = entry.proved()
+        try:
+            published = self.trail.published(entry.backup_id)
+        except Tampered:  # a trail that is damaged stops no restore; `check` and `audit verify` tell of it
+            published = None
+        if published not in (None, entry.digest):
+            raise Tampered(
+                f"{entry.backup_id} has another manifest than the one that its run published",
+                "somebody has the signing key: restore another backup with --backup ID, and find out who",
+            )
+        return manifest
+
     def no_backup(self, name: str) -> CouldNotVerify:
         """The error that says so, and of which sources there are backups."""
         others = sorted({entry.source for entry in self.catalog.list()})
@@ -267,7 +281,7 @@ class Service:
         from backupd.verify import verify
 
         with self.recorded(Operation.VERIFY, entry.source, entry.backup_id):
-            manifest = entry.proved()
+            manifest = self._proved(entry)
             if key is not None:
                 key.require(manifest, entry.digest)
         directories = self.client_directories(entry.source)
@@ -278,7 +292,7 @@ class Service:
         from backupd.restore import Target, restore
 
         with self.recorded(Operation.RESTORE, entry.source, entry.backup_id):
-            manifest = entry.proved()
+            manifest = self._proved(entry)
             key.require(manifest, entry.digest)
         to = Target(target, self.client_directories(entry.source))
         return restore(manifest, self.store, key, to, self.trail, progress)
@@ -319,7 +333,7 @@ class Service:
         with self.recorded(Operation.RESTORE_TEST, name, backup_id):
             self.source(name)
             entry = self.entry(name, backup_id)
-            manifest = entry.proved()
+            manifest = self._proved(entry)
             key = self.opening_key(secret_key)
             self._keep_apart(name, key)
             plan = self._drill_plan(entry, key)

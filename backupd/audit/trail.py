@@ -163,6 +163,17 @@ class Trail:
                 seen[record.backup_id] = seen.get(record.backup_id, False) or record.phase is Phase.DONE
         return seen
 
+    def published(self, backup_id: str) -> str | None:
+        """The SHA-256 of the manifest that the run of this backup published, in hex; None where the trail does not tell.
+
+        The first record counts: a later one with the same id is no proof. Raises Tampered.
+        """
+        for record in self.records():
+            if (record.operation, record.phase, record.backup_id) == (Operation.BACKUP, Phase.DONE, backup_id):
+                told = record.details.get("manifest_sha256")
+                return told if isinstance(told, str) else None
+        return None
+
     def export(self, to: BinaryIO) -> Checkpoint | None:
         """Write the trail as JSON lines that a stranger can check without backupd, and return the checkpoint of its end.
 

@@ -195,6 +195,10 @@ def test_a_newest_backup_that_was_replaced_in_its_place_is_told(clinic: Installa
     assert done.code == 1
     assert only(done, "problem") == (f"backups clinic: {backup_id} has another manifest than the one that its run published")
     assert not any("name the same backups" in each for each in lines(done, "ok"))
+    for command in ("verify", "restore-test"):
+        refused = clinic.run(command, SOURCE)
+        assert refused.code == 1
+        assert "has another manifest than the one that its run published" in refused.stderr
 
 
 def test_a_newest_backup_that_is_still_to_come_is_told(clinic: Installation) -> None:
