@@ -40,6 +40,18 @@ class Custodians:
         """The same secret as the identity that makes backups would ask for it, whatever it is for."""
         return self._open(ref, self._backups)
 
+    def over_identities(self, opens: bool) -> tuple[str, ...]:
+        """The rights by which what makes backups could have more than it was given, where a server tells; in words.
+
+        `opens` says that the other identity may be asked for too. Raises as `Guarded.rights` does.
+        """
+        session, opening = self._backups.vault, self._opening.vault
+        if session is None:
+            return ()
+        from backupd.custody import vault_rights
+
+        return vault_rights.over_identities(session, opening if opening is not session else None, opens=opens)
+
     def close(self) -> None:
         self._held.close()
 

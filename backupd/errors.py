@@ -5,6 +5,7 @@
     │   └── KeyUnusable          2  an OpenPGP key that cannot do its work: expired, revoked, secret where public is due
     ├── CouldNotVerify           3  nothing was shown to be wrong, and nothing was proved
     │   └── SecretUnavailable    3  a custodian did not give its secret
+    │       └── Denied           3  because a server that answers says no: to the login, or to what was asked
     ├── Refused                  4  backupd will not do this: policy, not failure
     │   └── Busy                 4  another run holds the source
     ├── CustodyError             1  a custodian did not take a new value
@@ -70,6 +71,10 @@ class CouldNotVerify(BackupdError):
 
 class SecretUnavailable(CouldNotVerify):
     """A custodian did not give the secret it was asked for."""
+
+
+class Denied(SecretUnavailable):
+    """A server that answers says no, to the login or to what was asked: no outage, and nothing that passes by itself."""
 
 
 class CustodyError(BackupdError):

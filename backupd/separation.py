@@ -16,7 +16,7 @@ from backupd.columns import ColumnError
 from backupd.config.models import Config, SecretRef, Source
 from backupd.custody import SERVED, Custodian, guard_of
 from backupd.custody.separation import Kept, digests, shared
-from backupd.errors import BackupdError, KeyUnusable, Refused, SecretUnavailable
+from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
 from backupd.openpgp import Home
 from backupd.openpgp.keys import PublicKey
 from backupd.redact import Secret
@@ -24,11 +24,15 @@ from backupd.redact import Secret
 log = logs.get(__name__)
 
 DRILL_KEY = "the drill's secret key"
+_TOLD = 4  # of the rights by which an identity could have more: who has more of them has a wildcard
 _OPENPGP = b"-----BEGIN PGP "
 
 
 class Weight(StrEnum):
-    """What a finding means. A doubt is a question that was not answered; a note is what no answer could settle."""
+    """What a finding means. A doubt is a question that an outage left unanswered; a note is what no answer could settle.
+
+    Where a server answers, and what makes backups may not ask it, that counts as shared: else forbidding the question would do.
+    """
 
     SHARED = "shared"
     DOUBT = "doubt"
@@ -49,12 +53,13 @@ class Finding:
 class Identities:
     """How each identity opens a reference, and what is known of OpenPGP keys without asking anybody.
 
-    `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `signer` gives
-    the fingerprint of the key that signs here.
+    `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `over_identities`
+    tells by which rights it could have more than it was given. `signer` gives the fingerprint of the key that signs here.
     """
 
     own: Callable[[SecretRef], Custodian]
     backups: Callable[[SecretRef], Custodian]
+    over_identities: Callable[[bool], tuple[str, ...]]
     signer: Callable[[], str]
     recipients: tuple[PublicKey, ...]
 
@@ -94,8 +99,7 @@ def examine(
         yield from (Finding(Weight.SHARED, each.text, each.hint) for each in shared(backup_keys, column_keys))
     yield from _own_reader(who, signer)
     if config.encryption.signing_key is not None:  # else no backups are made here, and there is no such identity
-        for what, ref in _that_open(config, named):
-            yield from _reach(what, ref, who, quiet=opening is not None)
+        yield from _asked(config, list(_that_open(config, named)), who, opens, quiet=opening is not None)
     if column_keys:
         yield from _unprovable([*backup_keys, *column_keys])
 
@@ -205,6 +209,47 @@ def _fingerprints(secret: Secret) -> frozenset[str]:
     return frozenset(record.field(10) for record in records if record.kind == "fpr")
 
 
+def _asked(
+    config: Config, that_open: list[tuple[str, SecretRef]], who: Identities, opens: bool, *, quiet: bool
+) -> Iterator[Finding]:
+    """What servers tell of the identity that makes backups: how far its rights reach, which of these secrets it could have."""
+    rights: tuple[str, ...] = ()
+    silent = False
+    try:
+        rights = who.over_identities(opens)
+    except BackupdError as error:
+        silent = True
+        yield _untold("a key that opens", error)
+    if rights:
+        more = f", and {len(rights) - _TOLD} things more" if len(rights) > _TOLD else ""
+        yield Finding(
+            Weight.SHARED,
+            f"what makes backups could give itself the keys that open: it may {', '.join(rights[:_TOLD])}{more}",
+            "take that from its policies in Vault: to make backups it needs to read its own secrets, and nothing more",
+        )
+    for what, ref in that_open:
+        if not (silent and ref.kind == "vault"):  # it would say the same once more
+            yield from _reach(what, ref, who, quiet=quiet)
+    if (config.vault or config.azure_key_vault) and not any(ref.kind in SERVED for _, ref in that_open):
+        yield Finding(
+            Weight.NOTE,
+            "no key that opens is named here as kept in Vault or Key Vault, so it was not asked whether what makes backups"
+            " could read one: name [drill] secret_key and the keys of columns, and it will be",
+        )
+
+
+def _untold(what: str, error: BackupdError) -> Finding:
+    if isinstance(error, Denied):
+        return Finding(
+            Weight.SHARED, f"nothing shows that what makes backups cannot read {what}: {error.message}", error.hint or ""
+        )
+    return Finding(
+        Weight.DOUBT,
+        f"whether what makes backups could read {what} was not answered: {error.message}",
+        error.hint or "try again",
+    )
+
+
 def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterator[Finding]:
     """Whether the identity that makes backups could have a key that opens something. A drill is `quiet` of what it needs."""
     custodian = who.backups(ref)
@@ -218,15 +263,11 @@ def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterat
             )
         return
     try:
-        rights = guard.readable()
+        rights = guard.rights()
     except BackupdError as error:
-        yield Finding(
-            Weight.DOUBT,
-            f"whether what makes backups could read {what} was not answered: {error.message}",
-            error.hint or "try again",
-        )
+        yield _untold(what, error)
         return
-    for right in rights:
+    for right in rights.give:
         yield Finding(
             Weight.SHARED,
             f"what makes backups may {right}: {what}",

@@ -228,7 +228,8 @@ class Service:
         """Who asks for which secret here, and which OpenPGP keys there are."""
         from backupd.separation import Identities
 
-        return Identities(self._custodians.of, self._custodians.for_backups, lambda: self.signer, self.recipients)
+        held = self._custodians
+        return Identities(held.of, held.for_backups, held.over_identities, lambda: self.signer, self.recipients)
 
     def _keep_apart(self, name: str, opening: Custodian | None = None) -> None:
         """Refuse to go on where a key of the backups and a key of the source's columns are not apart. Raises Refused."""

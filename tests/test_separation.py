@@ -32,6 +32,9 @@ def secrets(planted_for_module: Planted) -> Secrets:
     return plant(planted_for_module)
 
 
+COLUMN = '[[sources.clinic.totp]]\ntable = "users"\nid_column = "id"\ncolumn = "totp_secret"\ncipher = "aes-256-gcm"\n'
+
+
 @dataclass
 class Rig:
     """A configuration without a database: keys in the OpenBao, in paths of its own, and who may read them."""
@@ -47,6 +50,10 @@ class Rig:
     one_identity: bool = False
     address: str = ""
     signs: bool = True
+    role: dict[str, Any] = field(default_factory=dict)  # of the AppRole that makes backups
+    token: str = ""  # instead of that AppRole
+    named: bool = False  # the id of the drill's AppRole is its name
+    opens: bool = True  # the configuration names keys that open
 
     def __post_init__(self) -> None:
         self.address = self.bao.address
@@ -74,6 +81,13 @@ class Rig:
         self.secrets.planted.register(role.secret_id, "secret id")
         return f'approle = {{ role_id = "{role.role_id}", secret_id = {{ file = "{name}" }}, mount = "{role.mount}" }}\n'
 
+    def given_token(self) -> str:
+        if not self.token:
+            return ""
+        keep(self.directory / "token", self.token.encode())
+        self.secrets.planted.register(self.token, "Vault token")
+        return 'token = { file = "token" }\n'
+
     def service(self) -> Service:
         """The installation of this configuration. Opening everything is allowed to the drill's identity."""
         for name, pair in (
@@ -83,20 +97,27 @@ class Rig:
         ):
             (self.directory / f"{name}.pub.asc").write_bytes(pair.public)
         keep(self.directory / "signing.sec.asc", self.secrets.signing.secret.reveal())
-        backups = self.bao.new_approle("default", self.bao.new_policy(self.may or {"unrelated/*": ["read"]}))
+        policy = self.bao.new_policy({"unrelated/*": ["read"]})
+        backups = self.bao.new_approle(policy, **self.role)
         opens = self.bao.new_approle("default", self.bao.new_policy({"*": ["read", "update"]}))
+        if self.named:
+            self.bao.ask("POST", f"{opens.path}/role-id", {"role_id": opens.name})
+            opens = replace(opens, role_id=opens.name)
+        names = {"mount": self.mount, "policy": policy, "backups": backups.path, "opens": opens.path}
+        if self.may:
+            self.bao.write_policy(policy, {path.format(**names): able for path, able in self.may.items()})
         signer = f"signing_key = {self.signing}" if self.signs else 'signers = ["signing.pub.asc"]'
         path = self.directory / "backupd.toml"
         path.write_text(
             f'[store]\nurl = "file://{self.directory}/store"\n'
             f'[encryption]\nrecipients = ["operations.pub.asc", "escrow.pub.asc"]\n{signer}\n'
             f'[audit]\nurl = "sqlite:///{self.directory}/audit.db"\n'
-            f'[vault]\naddress = "{self.address}"\n{self.login(opens if self.one_identity else backups, "backups.id")}'
-            f"[drill]\nsecret_key = {self.opening}\n"
-            + ("" if self.one_identity else f"[drill.vault]\n{self.login(opens, 'opens.id')}")
+            f'[vault]\naddress = "{self.address}"\n'
+            + (self.given_token() or self.login(opens if self.one_identity else backups, "backups.id"))
+            + (f"[drill]\nsecret_key = {self.opening}\n" if self.opens else "")
+            + ("" if self.one_identity or not self.opens else f"[drill.vault]\n{self.login(opens, 'opens.id')}")
             + '[sources.clinic]\ndsn = "postgresql://nobody@localhost/clinic"\n'
-            '[[sources.clinic.totp]]\ntable = "users"\nid_column = "id"\ncolumn = "totp_secret"\ncipher = "aes-256-gcm"\n'
-            f"keys = {self.columns}\n"
+            + (COLUMN + f"keys = {self.columns}\n" if self.opens else "")
         )
         return Service(load(path), ACTOR, {})
 
@@ -179,7 +200,9 @@ def test_a_policy_that_lets_what_makes_backups_open_them_is_found(rig: Rig) -> N
 
 def test_one_identity_for_both_is_found(rig: Rig) -> None:
     rig.one_identity = True
-    assert len(rig.shared()) == 2
+    shared = rig.shared()
+    assert len([each for each in shared if "what makes backups may read" in each]) == 2
+    assert len([each for each in shared if "could give itself" in each]) == 1
 
 
 def test_the_right_to_unwrap_is_found_even_where_the_wrapped_value_may_not_be_read(rig: Rig) -> None:
@@ -233,6 +256,127 @@ def test_a_signing_key_that_opens_backups_is_found(rig: Rig) -> None:
     keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
     rig.signing = '{ file = "operations.sec.asc" }'
     assert any("is also a recipient" in each for each in rig.shared())
+
+
+# --------------------------------------------------------------------------------------------- what keeps the answer away
+
+
+ASK = 'path "sys/capabilities-self" { capabilities = ["update"] }'
+
+
+@pytest.mark.parametrize(
+    ("role", "rules"),
+    [({"token_no_default_policy": True}, {}), ({}, {"sys/capabilities-self": ["deny"]})],
+    ids=["without the default policy", "with a rule against it"],
+)
+def test_an_identity_that_may_not_ask_what_it_may_do_is_refused(
+    rig: Rig, role: dict[str, Any], rules: dict[str, list[str]]
+) -> None:
+    """The server answers, so it is no outage: this identity could read everything."""
+    rig.role, rig.may = role, {"{mount}/data/*": ["read"]} | rules
+    [found] = [each for each in rig.findings() if each.weight is Weight.SHARED]
+    assert found.text.startswith("nothing shows that what makes backups cannot read a key that opens")
+    assert ASK in found.hint
+
+
+def test_a_rule_that_lets_it_ask_is_enough(rig: Rig) -> None:
+    rig.role = {"token_no_default_policy": True}
+    rig.may = {"sys/capabilities-self": ["update"], "{mount}/data/backup/signing": ["read"]}
+    assert {each.weight for each in rig.findings()} == {Weight.NOTE}
+
+
+def test_a_login_that_is_refused_is_no_outage(rig: Rig) -> None:
+    """A token that has no use left when it is asked about, or none at all; everything else is in files."""
+    rig.token = rig.bao.new_token("default", num_uses=1)
+    [found] = rig.shared()
+    assert "does not know the token" in found
+    rig.token = rig.bao.new_token("default")
+    rig.bao.ask("POST", "auth/token/revoke", {"token": rig.token})
+    [found] = rig.shared()
+    assert "does not know the token" in found
+    rig.token, rig.role = "", {"secret_id_num_uses": 1}
+    assert rig.shared() == []
+    keep(rig.directory / "keyring.json", rig.secrets.keyring)
+    keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
+    rig.columns, rig.opening = '{ file = "keyring.json" }', '{ file = "operations.sec.asc" }'
+    rig.token = rig.bao.new_token("default", num_uses=1)
+    [found] = rig.shared()
+    assert "does not know the token" in found
+
+
+def test_a_login_that_is_not_on_this_host_is_a_doubt(rig: Rig) -> None:
+    """The unit of a drill need not have it: nobody reads anything by a login that is not there."""
+    with rig.service() as service:
+        (rig.directory / "backups.id").unlink()
+        found = list(separation.examine(service.config, ("clinic",), service.identities(), opens=True))
+    [doubt] = [each for each in found if each.weight in (Weight.DOUBT, Weight.SHARED)]
+    assert doubt.weight is Weight.DOUBT
+    assert "backups.id" in doubt.text
+
+
+# -------------------------------------------------------------------------------------------------- rights over identities
+
+
+@pytest.mark.parametrize(
+    ("path", "able", "words"),
+    [
+        ("{opens}", ["update"], "change the role"),
+        ("{opens}/secret-id", ["update"], "make a secret id of the role"),
+        ("{opens}/custom-secret-id", ["create"], "make a secret id of the role"),
+        ("{backups}", ["update"], "change its own role"),
+        ("{backups}/policies", ["update"], "change its own role"),
+        ("sys/policies/acl/{policy}", ["update"], "change the policy"),
+        ("sys/policy/{policy}", ["update"], "change the policy"),
+        ("sys/policies/acl/default", ["update"], "change the policy default"),
+        ("sys/policies/acl/*", ["create", "update"], "write any policy"),
+        ("auth/token/create", ["update", "sudo"], "make tokens of any policy"),
+        ("auth/token/create/*", ["update"], "make tokens by any role of tokens"),
+        ("auth/token/roles/*", ["create"], "change any role of tokens"),
+        ("identity/entity/id/*", ["update"], "change entities"),
+        ("identity/group", ["update"], "change groups"),
+        ("sys/remount", ["update", "sudo"], "move what is mounted"),
+    ],
+)
+def test_a_right_that_is_one_step_from_the_keys_is_found(rig: Rig, path: str, able: list[str], words: str) -> None:
+    rig.named, rig.may = True, {path: able}
+    [found] = [each for each in rig.findings() if each.weight is Weight.SHARED]
+    assert found.text.startswith("what makes backups could give itself the keys that open: it may ")
+    assert words in found.text
+    assert found.hint
+
+
+@pytest.mark.parametrize(
+    ("path", "able"),
+    [
+        ("auth/token/create", ["update"]),  # of its own policies, no others
+        ("{backups}/secret-id", ["update"]),  # it may change its own secret id
+        ("{backups}", ["read"]),
+        ("{opens}/role-id", ["read"]),
+        ("sys/policies/acl/{policy}", ["read"]),
+    ],
+)
+def test_a_right_that_leads_nowhere_is_let_be(rig: Rig, path: str, able: list[str]) -> None:
+    rig.named, rig.may = True, {path: able}
+    assert rig.shared() == []
+
+
+def test_the_role_that_opens_is_known_by_name_to_who_may_log_in_as_it(rig: Rig) -> None:
+    """A backup knows the id of the drill's AppRole alone; `check` and the drill ask for its name."""
+    rig.may = {"{opens}/secret-id": ["update"]}
+    assert rig.shared() == []
+    [found] = rig.shared(opens=True)
+    assert "make a secret id of the role" in found
+
+
+def test_on_a_host_that_names_no_key_that_opens_the_identity_is_asked_about_all_the_same(rig: Rig) -> None:
+    rig.opens = False
+    found = rig.findings()
+    assert {each.weight for each in found} == {Weight.NOTE}
+    assert "no key that opens is named here" in found[0].text
+    rig.token = rig.bao.new_token("root")
+    assert any("it may do anything, by the policy root" in each for each in rig.shared())
+    rig.token = rig.bao.new_token("default", rig.bao.new_policy({"auth/token/create": ["update", "sudo"]}))
+    assert any("make tokens of any policy" in each for each in rig.shared())
 
 
 # -------------------------------------------------------------------------------------------------------- Azure Key Vault
@@ -336,6 +480,12 @@ def test_a_lax_policy_stops_backups_and_drills_and_is_recorded(clinic: Installat
     done = clinic.run("check", "--json")
     assert done.code == 1
     assert [each["area"] for each in done.json["lines"] if each["state"] == "problem"] == ["separation"]
+    mute = lax | {"sys/capabilities-self": ["deny"]}
+    clinic.tables["vault"] = vault(clinic, openbao, mute, lax)
+    clinic.configure()
+    done = clinic.run("backup", SOURCE, "--json")
+    assert "nothing shows that what makes backups cannot read a key that opens" in refused(done)
+    assert ASK in done.error["hint"]
     assert [each["backup_id"] for each in clinic.run("list", "--json").ok().json] == [made]
     clinic.tables["vault"] = vault(clinic, openbao, {"unrelated/*": ["read"]}, lax)
     clinic.configure()
@@ -352,6 +502,9 @@ def test_a_drill_whose_vault_is_away_could_not_verify(clinic: Installation) -> N
     done = clinic.run("restore-test", SOURCE, "--json")
     assert (done.code, done.json["verdict"]) == (3, "COULD NOT VERIFY")
     assert "cannot be reached" in json.dumps(done.json)
+    lines = [each for each in clinic.run("check", "--json").json["lines"] if each["area"] == "separation"]
+    assert "warning" in {each["state"] for each in lines}
+    assert not [each for each in lines if "nothing that was looked at is shared" in each["text"]]
 
 
 def test_require_tells_all_that_is_shared() -> None:

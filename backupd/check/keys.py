@@ -102,7 +102,8 @@ def _apart(parts: Parts) -> Iterator[Line]:
     told = {Weight.SHARED: problem, Weight.DOUBT: warning, Weight.WARNING: warning}
     for each in found:
         yield told[each.weight]("separation", each.text, each.hint) if each.weight in told else ok("separation", each.text)
-    if any(source.totp for source in config.sources.values()) and not any(each.weight is Weight.SHARED for each in found):
+    undecided = any(each.weight in (Weight.SHARED, Weight.DOUBT) for each in found)
+    if any(source.totp for source in config.sources.values()) and not undecided:
         yield ok("separation", "nothing that was looked at is shared by the keys of backups and of columns")
 
 

@@ -14,6 +14,7 @@ from backupd.custody.credential import Credential
 from backupd.custody.env import EnvironmentVariable
 from backupd.custody.file import PrivateFile
 from backupd.custody.member import Member, MemberKeeper
+from backupd.custody.rights import Rights
 from backupd.errors import ConfigError
 from backupd.redact import Secret
 
@@ -61,10 +62,10 @@ class Guarded(Protocol):
     def wrapped_by(self) -> str | None:
         """The locator of the key that the secret is wrapped by there, if it is."""
 
-    def readable(self) -> tuple[str, ...]:
-        """The rights that give our identity the secret, in words; empty when it cannot have it. Raises SecretUnavailable.
+    def rights(self) -> Rights:
+        """What gives our identity the secret, or might. Where the server tells nobody's rights, it is asked for and forgotten.
 
-        Where the server tells nobody's rights, the secret is asked for and forgotten.
+        Raises SecretUnavailable when there is no answer, and Denied when the server answers but tells our identity nothing.
         """
 
 

@@ -16,6 +16,7 @@ from threading import Lock
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
+from backupd.custody.rights import Rights
 from backupd.errors import ConfigError, SecretUnavailable
 from backupd.redact import Secret
 
@@ -219,15 +220,15 @@ class KeyVaultSecret:
             raise SecretUnavailable(f"{self.locator} is empty", "write the secret into it")
         return Secret(value.encode("utf-8", "surrogatepass"), self.locator)
 
-    def readable(self) -> tuple[str, ...]:
+    def rights(self) -> Rights:
         """Key Vault tells nobody's rights, so the secret is asked for, and forgotten if it comes. Raises SecretUnavailable."""
         try:
             self.vaults.secret(self.vault, self.name, self.version)
         except Refusal as error:
             if error.status == 403:
-                return ()
+                return Rights()
             raise
-        return (f"get {self.locator}",)
+        return Rights((f"get {self.locator}",))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,16 +273,16 @@ class Unwrapped:
             raise SecretUnavailable(f"{self.locator} is empty when unwrapped", "wrap the secret anew")
         return Secret(found, self.locator)
 
-    def readable(self) -> tuple[str, ...]:
+    def rights(self) -> Rights:
         """Whether the identity may use the key: a wrapped value that no key opens is refused in another way. As above."""
         try:
             self.secret.vaults.unwrap(self.key, _PROBE, self.locator)
         except Refusal as error:
             if error.status == 403:
-                return ()
+                return Rights()
             if error.status != 400:
                 raise
-        return (f"unwrapKey with {self.key.url}",)
+        return Rights((f"unwrapKey with {self.key.url}",))
 
     def _unwrap(self, wrapped: bytes | None) -> bytes:
         if not wrapped:

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from backupd.custody import vault_rights
 from backupd.custody.file import LARGEST
 from backupd.custody.member import member_of, spelt_as_before
+from backupd.custody.rights import Rights
 from backupd.custody.vault_session import Answer, VaultSession
 from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 
 VALUE = "value"  # the member that is meant where none is named; `vault kv put secret/x value=…` is how Vault's own guide begins
-_READS = frozenset({"read", "root"})
-_USES = frozenset({"update", "create", "root"})  # Transit decrypts for whoever may update or create
-_WAYS_OUT = ("export/encryption-key", "backup")  # of a Transit key that is exportable, or of which backups are allowed
 _MISMATCH = "check-and-set parameter did not match"
 
 
@@ -104,20 +103,9 @@ class VaultSecret:
         hint = "allow `update` on this path to who rotates keys" if answer.status == 403 else error.hint
         raise CustodyError(f"{self.locator} takes no new value: {error.message}", hint)
 
-    def readable(self) -> tuple[str, ...]:
-        """What the session's identity may do that gives it the secret, in words; empty when it may not. Fetches nothing.
-
-        Raises SecretUnavailable when the server does not tell.
-        """
-        if self.unwrap is None:
-            asked = {self.place.below("data"): (_READS, f"read {self.place.below('data')}")}
-        else:
-            # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
-            key = self.unwrap.below("keys")
-            asked = {self.unwrap.below("decrypt"): (_USES, f"decrypt with {key}")}
-            asked |= {self.unwrap.below(door): (_READS, f"take {key} out") for door in _WAYS_OUT}
-        able = self.session.capabilities(list(asked))
-        return tuple(dict.fromkeys(words for path, (needed, words) in asked.items() if able[path] & needed))
+    def rights(self) -> Rights:
+        """What the session's identity may do that gives it the secret. Fetches nothing. Raises as `vault_rights.of_secret`."""
+        return vault_rights.of_secret(self.session, self.place, self.unwrap)
 
     @property
     def _where(self) -> str:

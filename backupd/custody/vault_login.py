@@ -6,9 +6,10 @@ Kubernetes renews, and are read anew each time: a token that was replaced is fou
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from backupd.errors import SecretUnavailable
 from backupd.redact import Secret
@@ -33,6 +34,11 @@ class Token:
     def describe(self) -> str:
         return f"the token in {self.kept.locator}"
 
+    @property
+    def role_path(self) -> str:
+        """Not known before a server is asked: a token is of any role."""
+        return ""
+
     def token(self) -> Secret:
         """Raises SecretUnavailable."""
         return Secret(_text(self.kept), "Vault token")
@@ -48,6 +54,11 @@ class AppRole:
 
     def describe(self) -> str:
         return f"the AppRole {self.role_id}"
+
+    @property
+    def role_path(self) -> str:
+        """Where the role is kept, if its id is its name; else the server alone knows."""
+        return f"auth/{self.mount}/role/{self.role_id}"
 
     def request(self) -> tuple[str, dict[str, str]]:
         """The path to log in at, and what is sent. Raises SecretUnavailable."""
@@ -65,6 +76,11 @@ class Kubernetes:
     def describe(self) -> str:
         return f"the Kubernetes role {self.role}"
 
+    @property
+    def role_path(self) -> str:
+        """Where the role is kept."""
+        return f"auth/{self.mount}/role/{self.role}"
+
     def request(self) -> tuple[str, dict[str, str]]:
         """The path to log in at, and what is sent. Raises SecretUnavailable."""
         try:
@@ -80,6 +96,32 @@ class Kubernetes:
 
 
 Login = Token | AppRole | Kubernetes
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a server says of a token: its namespace, its policies, its entity, and the path of the role that it was made by."""
+
+    namespace: str = ""
+    policies: frozenset[str] = frozenset()
+    entity: str = ""
+    role: str = ""
+
+    @classmethod
+    def told(cls, told: Mapping[str, Any], namespace: str, path: str = "") -> Standing:
+        """Of the answer to a login at `path`, or to a look-up, which says where the login was and whose namespace it is."""
+        named = [told.get(each) for each in ("policies", "token_policies", "identity_policies")]
+        policies = frozenset(str(each) for names in named if isinstance(names, list) for each in names)
+        if not path:
+            path, namespace = str(told.get("path") or ""), str(told.get("namespace_path") or "").strip("/")
+        meta = told.get("metadata") or told.get("meta")
+        meta = meta if isinstance(meta, dict) else {}
+        name, role = meta.get("role_name") or meta.get("role"), ""
+        if path.endswith("/login") and name:
+            role = f"{path.removesuffix('/login')}/role/{name}"
+        elif path.startswith("auth/token/create/"):
+            role = f"auth/token/roles/{path.removeprefix('auth/token/create/')}"
+        return cls(namespace, policies, str(told.get("entity_id") or ""), role)
 
 
 def _text(kept: _Kept) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,8 @@ from threading import RLock
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from backupd.custody.vault_login import Login, Token
-from backupd.errors import ConfigError, SecretUnavailable
+from backupd.custody.vault_login import Login, Standing, Token
+from backupd.errors import ConfigError, Denied, SecretUnavailable
 from backupd.redact import Secret, printable, scrub
 
 CONNECT_S = 5.0
@@ -48,6 +48,12 @@ class Answer:
         return found if isinstance(found, dict) else {}
 
     @property
+    def auth(self) -> dict[str, Any]:
+        """What a login gives."""
+        found = self.body.get("auth")
+        return found if isinstance(found, dict) else {}
+
+    @property
     def errors(self) -> tuple[str, ...]:
         found = self.body.get("errors")
         return tuple(str(each) for each in found) if isinstance(found, list) else ()
@@ -66,6 +72,7 @@ class _Life:
     renewable: bool
     since: float
     ours: bool
+    standing: Standing
 
     def left(self, now: float) -> float:
         return self.since + self.seconds - now
@@ -102,6 +109,14 @@ class VaultSession:
         return f"{self._address}/v1" + (f"/{self._namespace}" if self._namespace else "")
 
     @property
+    def namespace(self) -> str:
+        return self._namespace
+
+    @property
+    def login(self) -> Login:
+        return self._login
+
+    @property
     def identity(self) -> str:
         """Who we are to the server, in words that tell no secret."""
         return self._login.describe()
@@ -114,43 +129,25 @@ class VaultSession:
         *,
         params: Mapping[str, str] | None = None,
         again: bool = True,
-        outside: bool = False,
+        namespace: str | None = None,
     ) -> Answer:
         """One request with a living token. A refusal is given back; raises SecretUnavailable when there is no answer at all.
 
-        `again` is False for a request that must not be repeated when its answer was lost; `outside`: not in the namespace.
+        `again` is False for a request that must not be repeated when its answer was lost; `namespace` is one to ask in instead.
         """
         with self._lock:
             life = self._living()
-            options: dict[str, Any] = {"params": params, "again": again, "outside": outside}
+            options: dict[str, Any] = {"params": params, "again": again, "namespace": namespace}
             answer = self._send(method, path, body, token=life.token, **options)
             if answer.status == 403 and not self._alive(life):  # ended or revoked before its time
                 self._life = None
                 answer = self._send(method, path, body, token=self._living().token, **options)
             return answer
 
-    def capabilities(self, paths: Sequence[str]) -> dict[str, frozenset[str]]:
-        """What this identity may do at each path, by `sys/capabilities-self`. Raises SecretUnavailable."""
-        answer = self.ask("POST", "sys/capabilities-self", {"paths": list(paths)})
-        within = ""
-        if answer.status == 403 and self._namespace:
-            # The default policy, which lets everyone ask, is that of the token's own namespace, which may be one above.
-            within = f"{self._namespace}/"
-            answer = self.ask("POST", "sys/capabilities-self", {"paths": [within + path for path in paths]}, outside=True)
-        if not answer.ok:
-            raise self.refused(answer, f"{self.url}: what {self.identity} may do")
-        found = {path: answer.data.get(within + path) for path in paths}
-        if not all(isinstance(each, list) for each in found.values()):
-            raise self._no_answer()
-        return {path: frozenset(each or ()) for path, each in found.items()}
-
-    def policies(self) -> frozenset[str]:
-        """The names of the policies that this identity has, but for `default`. Raises SecretUnavailable."""
-        answer = self.ask("GET", "auth/token/lookup-self")
-        if not answer.ok:
-            raise self.refused(answer, f"{self.url}: which policies {self.identity} has")
-        named = [answer.data.get(each) or [] for each in ("policies", "identity_policies")]
-        return frozenset(str(each) for names in named for each in names) - {"default"}
+    def standing(self) -> Standing:
+        """What the server said of our token when it was obtained or looked up. Raises SecretUnavailable."""
+        with self._lock:
+            return self._living().standing
 
     def close(self) -> None:
         """Revoke a token that was obtained here, and forget it. Never raises: a token left over ends by itself."""
@@ -171,13 +168,13 @@ class VaultSession:
         if answer.status == 501 or answer.says("not initialized"):
             return SecretUnavailable(f"{what}: {server} is not initialised", "initialise and unseal it")
         if answer.says("namespace not found"):
-            return SecretUnavailable(
+            return Denied(
                 f"{what}: {server} has no namespace {self._namespace!r}", "correct [vault] namespace, or leave it out"
             )
         if answer.says("no handler for route") or answer.says("unsupported path"):
-            return SecretUnavailable(f"{what}: nothing is mounted there", "correct the mount in the reference")
+            return Denied(f"{what}: nothing is mounted there", "correct the mount in the reference")
         if answer.status in (401, 403):
-            return SecretUnavailable(f"{what}: {server} denies it to {self.identity}", "allow it in one of its policies")
+            return Denied(f"{what}: {server} denies it to {self.identity}", "allow it in one of its policies")
         if answer.status in _BUSY or answer.status == 503:
             return SecretUnavailable(
                 f"{what}: {server} is not able to answer now (HTTP {answer.status})", "look at the server, and try again"
@@ -206,7 +203,7 @@ class VaultSession:
 
     def _renewed(self, life: _Life, now: float) -> _Life | None:
         answer = self._send("POST", "auth/token/renew-self", {}, token=life.token)
-        return self._life_of(answer, now, life.token, life.ours) if answer.ok else None
+        return self._life_of(answer, now, life.token, life.ours, life.standing) if answer.ok else None
 
     def _logged_in(self, now: float, instead: _Life | None = None) -> _Life:
         """A token of the login's. One that cannot be had while `instead` still lives leaves us that one."""
@@ -214,10 +211,11 @@ class VaultSession:
             token = self._login.token()
             answer = self._send("GET", "auth/token/lookup-self", token=token)
             if answer.ok:
-                return self._life_of(answer, now, token, ours=False) or _Life(token, 0.0, False, now, False)
+                standing = Standing.told(answer.data, self._namespace)
+                return self._life_of(answer, now, token, False, standing) or _Life(token, 0.0, False, now, False, standing)
             if answer.status != 403:
                 raise self.refused(answer, f"{self.identity} cannot be looked up")
-            raise SecretUnavailable(
+            raise Denied(
                 f"the Vault at {self._address} does not know {self.identity}: it is expired, revoked or no token",
                 "put a new one there, with the default policy, or let backupd log in by AppRole or Kubernetes",
             )
@@ -226,9 +224,11 @@ class VaultSession:
                 raise self._denied[0]
             path, body = self._login.request()
             answer = self._send("POST", path, body)
-            life = self._life_of(answer, now, None, ours=True) if answer.ok else None
+            life = (
+                self._life_of(answer, now, None, True, Standing.told(answer.auth, self._namespace, path)) if answer.ok else None
+            )
             if answer.ok and life is None:
-                raise self._no_answer()
+                raise self.no_answer()
             if life is None:
                 error = self._not_logged_in(answer)
                 # Each secret that is asked for would try again, and Vault locks an AppRole out after five.
@@ -242,23 +242,22 @@ class VaultSession:
 
     def _not_logged_in(self, answer: Answer) -> SecretUnavailable:
         if answer.status in (400, 401, 403) and not answer.says("namespace") and not answer.says("no handler"):
-            return SecretUnavailable(
+            return Denied(
                 f"the Vault at {self._address} does not log in {self.identity}",
                 "is the secret id or token expired or used up, the role right, and the auth method mounted there?",
             )
         return self.refused(answer, f"{self.identity} cannot log in")
 
-    def _life_of(self, answer: Answer, now: float, token: Secret | None, ours: bool) -> _Life | None:
+    def _life_of(self, answer: Answer, now: float, token: Secret | None, ours: bool, standing: Standing) -> _Life | None:
         """The life that an answer tells: a login or renewal under `auth`, a look-up under `data`. None if it tells none."""
-        told = answer.body.get("auth")
-        told = told if isinstance(told, dict) else answer.data
+        told = answer.auth or answer.data
         seconds = told.get("lease_duration", told.get("ttl"))
         given = told.get("client_token")
         if token is None and isinstance(given, str) and given:
             token = Secret(given, "Vault token")
         if token is None or not isinstance(seconds, int):
             return None
-        return _Life(token, float(seconds), told.get("renewable") is True, now, ours)
+        return _Life(token, float(seconds), told.get("renewable") is True, now, ours, standing)
 
     def _alive(self, life: _Life) -> bool:
         """Whether the server still knows the token. One that may not look itself up passes for dead."""
@@ -276,9 +275,9 @@ class VaultSession:
         params: Mapping[str, str] | None = None,
         token: Secret | None = None,
         again: bool = True,
-        outside: bool = False,
+        namespace: str | None = None,
     ) -> Answer:
-        headers = self._headers(token, outside)
+        headers = self._headers(token, self._namespace if namespace is None else namespace)
         found = self._try(method, path, body, params, headers)
         for pause in PAUSES_S if again else ():
             if found.status not in _BUSY if isinstance(found, Answer) else not found.passing:
@@ -326,8 +325,8 @@ class VaultSession:
         except Exception as error:  # urllib3's own, when an answer breaks off
             return _Silence(f"gave no whole answer ({type(error).__name__})", "look at the server and the network", True)
 
-    def _headers(self, token: Secret | None, outside: bool) -> dict[str, str]:
-        named = {"X-Vault-Namespace": self._namespace} if self._namespace and not outside else {}
+    def _headers(self, token: Secret | None, namespace: str) -> dict[str, str]:
+        named = {"X-Vault-Namespace": namespace} if namespace else {}
         return named | ({"X-Vault-Token": token.text()} if token is not None else {})
 
     def _open(self) -> Any:
@@ -349,7 +348,8 @@ class VaultSession:
             )
         return self._adapter
 
-    def _no_answer(self) -> SecretUnavailable:
+    def no_answer(self) -> SecretUnavailable:
+        """The error that an answer is which says nothing."""
         return SecretUnavailable(
             f"the Vault at {self._address} gave an answer that is none", "is [vault] address that of a Vault or OpenBao?"
         )

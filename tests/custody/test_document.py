@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.custody import SecretRef, Servers, open_custodian
+from backupd.custody import SecretRef, Servers, open_custodian, vault_rights
 from backupd.custody.vault import VaultSecret
 from backupd.custody.vault_login import AppRole
 from backupd.custody.vault_session import VaultSession
@@ -39,10 +39,11 @@ def test_the_documented_set_up_makes_two_identities(tmp_path: Path, planted: Pla
         assert secret(operations, drills).fetch().text() == "the operations key"
         assert json.loads(secret(totp, drills).fetch().reveal()) == {"current": "1", "keys": {}}
         for each in (operations, totp):
-            assert secret(each, drills).readable()
-            assert not secret(each, backups).readable()
+            assert secret(each, drills).rights().give
+            assert not secret(each, backups).rights().give
             with pytest.raises(SecretUnavailable, match="denies it to the AppRole backups"):
                 secret(each, backups).fetch()
+        assert vault_rights.over_identities(backups, drills, opens=True) == ()
         for session in (backups, drills):
             session.close()
 

@@ -244,11 +244,11 @@ def test_the_vault_shows_whether_an_identity_may_read(key_vault: KeyVaultServer,
         secret, sealed = opened(key_vault, name, as_=as_), opened(key_vault, name, unwrap=key, as_=as_)
         assert isinstance(secret, Guarded)
         assert isinstance(sealed, Guarded)
-        assert (bool(secret.readable()), bool(sealed.readable())) == (plain, wrapped)
+        assert (bool(secret.rights().give), bool(sealed.rights().give)) == (plain, wrapped)
     stranger = opened(key_vault, name, as_=vaults(key_vault, "stranger"))
     assert isinstance(stranger, Guarded)
     with pytest.raises(SecretUnavailable):
-        stranger.readable()
+        stranger.rights()
 
 
 def test_a_key_vault_is_not_written(key_vault: KeyVaultServer, fresh: Name) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from backupd.custody import SecretRef, Servers, keeper, open_custodian
+from backupd.custody import SecretRef, Servers, keeper, open_custodian, vault_rights
 from backupd.custody.vault import Place as VaultPlace
 from backupd.custody.vault import VaultSecret
 from backupd.custody.vault_login import AppRole, Kubernetes, Login, Token
 from backupd.custody.vault_session import DENIED_S, VaultSession, checked_address
-from backupd.errors import ConfigError, CustodyError, SecretUnavailable
+from backupd.errors import ConfigError, CustodyError, Denied, SecretUnavailable
 from backupd.redact import Secret
 from tests.custody.contract import CustodianContract, KeeperContract, Place
 from tests.custody.kept import InHand
@@ -167,7 +167,7 @@ def test_a_login_that_is_refused_is_not_tried_again_at_once(openbao: OpenBao, pa
             opened(openbao, path, as_=vault).fetch()
     secret_id.text = role.secret_id
     clock.now += DENIED_S
-    assert vault.policies() == frozenset()
+    assert vault.standing().policies == {"default"}
 
 
 def test_a_namespace_is_one_place_however_it_is_written_and_an_unknown_one_is_told(openbao: OpenBao) -> None:
@@ -196,6 +196,7 @@ def test_a_server_that_is_sealed_or_down_is_told() -> None:
         with pytest.raises(SecretUnavailable, match="is sealed") as caught:
             opened(bao, "secret/clinic", as_=vault).fetch()
         assert caught.value.hint == "unseal it"
+        assert not isinstance(caught.value, Denied)
         with pytest.raises(SecretUnavailable, match="is sealed"):
             opened(bao, "secret/clinic", as_=session(bao)).fetch()
     with pytest.raises(SecretUnavailable, match="cannot be reached"):
@@ -280,6 +281,7 @@ def test_an_answer_that_is_none_is_no_secret(answer: tuple[int, bytes, dict[str,
         vault = VaultSession(address, Token(InHand("hvs.token")), pause=lambda _: None)
         with pytest.raises(SecretUnavailable, match=words) as caught:
             VaultSecret(vault, VaultPlace("secret", "clinic")).fetch()
+    assert not isinstance(caught.value, Denied)
     assert caught.value.hint
     assert "\x1b" not in caught.value.message
 
@@ -369,13 +371,13 @@ def test_a_batch_token_which_nothing_renews_is_replaced_in_time(openbao: OpenBao
     clock = Clock()
     login, secret_id = approle(openbao, token_ttl="1h", token_type="batch")
     vault = session(openbao, login, clock=clock)
-    assert vault.policies() == frozenset()
+    assert vault.standing().policies == {"default"}
     secret_id.text = "worthless"
     clock.now += 3000  # no new one is to be had, but this one still lives
-    assert vault.policies() == frozenset()
+    assert vault.standing().policies == {"default"}
     clock.now += 700
     with pytest.raises(SecretUnavailable, match="does not log in"):
-        vault.policies()
+        vault.standing()
 
 
 def test_a_token_in_a_file_that_was_replaced_is_read_anew(openbao: OpenBao) -> None:
@@ -505,15 +507,15 @@ def blank(openbao: OpenBao, path: str, wrapped: Callable[[str], str]) -> SecretU
 def test_the_server_tells_whether_an_identity_may_read(openbao: OpenBao, path: str, able: list[str], may_read: bool) -> None:
     rules = {path.replace("/", "/data/", 1): able} if able else {}
     token = openbao.new_token("default", openbao.new_policy(rules | {"unrelated/*": ["read"]}))
-    found = opened(openbao, path, as_=session(openbao, Token(InHand(token)))).readable()
+    found = opened(openbao, path, as_=session(openbao, Token(InHand(token)))).rights().give
     assert bool(found) == may_read
     assert all(path.replace("/", "/data/", 1) in each for each in found)
 
 
 def test_a_wildcard_of_a_policy_and_the_root_token_are_seen(openbao: OpenBao, path: str) -> None:
     token = openbao.new_token("default", openbao.new_policy({f"{path.partition('/')[0]}/data/*": ["read"]}))
-    assert opened(openbao, path, as_=session(openbao, Token(InHand(token)))).readable()
-    assert opened(openbao, path).readable()
+    assert opened(openbao, path, as_=session(openbao, Token(InHand(token)))).rights().give
+    assert opened(openbao, path).rights().give
 
 
 def test_a_right_in_a_namespace_is_seen_from_outside_of_it(openbao: OpenBao) -> None:
@@ -525,7 +527,7 @@ def test_a_right_in_a_namespace_is_seen_from_outside_of_it(openbao: OpenBao) -> 
     for name, namespace in ((f"{team}/{mount}//clinic", ""), (f"{mount}/clinic", team)):
         secret = opened(openbao, name, as_=session(openbao, Token(InHand(token)), namespace=namespace))
         assert secret.fetch().text() == "secret"
-        assert secret.readable()
+        assert secret.rights().give
 
 
 def test_of_a_wrapped_value_the_right_to_unwrap_counts(openbao: OpenBao, path: str) -> None:
@@ -539,13 +541,31 @@ def test_of_a_wrapped_value_the_right_to_unwrap_counts(openbao: OpenBao, path: s
     ):
         token = openbao.new_token("default", openbao.new_policy(rules))
         secret = opened(openbao, path, unwrap="transit/clinic", as_=session(openbao, Token(InHand(token))))
-        assert bool(secret.readable()) == expected
+        assert bool(secret.rights().give) == expected
+
+
+def test_a_token_of_a_namespace_above_tells_its_rights_below(openbao: OpenBao) -> None:
+    """Its policies are those of its own namespace, and so is the right to ask."""
+    above, below = openbao.new_name("above"), openbao.new_name("below")
+    openbao.ask("POST", f"sys/namespaces/{above}", {})
+    openbao.ask("POST", f"sys/namespaces/{below}", {}, namespace=above)
+    namespace = f"{above}/{below}"
+    mount = openbao.new_mount(namespace=namespace)
+    openbao.ask("POST", f"{mount}/data/clinic", {"data": {"value": "secret"}}, namespace=namespace)
+    for path, words in (("+/+/data/*", "read"), ("sys/policies/acl/own", "change the policy own")):
+        policy = f'path "{path}" {{ capabilities = ["read", "update"] }}'
+        openbao.ask("POST", "sys/policies/acl/own", {"policy": policy}, namespace=above)
+        made = openbao.ask("POST", "auth/token/create", {"policies": ["own"], "no_parent": True}, namespace=above)
+        vault = session(openbao, Token(InHand(made["auth"]["client_token"])), namespace=namespace)
+        secret = opened(openbao, f"{mount}/clinic", as_=vault)
+        found = (*secret.rights().give, *vault_rights.over_identities(vault, None, opens=False))
+        assert any(words in each for each in found)
 
 
 def test_a_server_that_does_not_tell_rights_is_not_taken_for_a_no(openbao: OpenBao, path: str) -> None:
     mute = openbao.new_token("default", openbao.new_policy({"sys/capabilities-self": ["deny"]}))
-    with pytest.raises(SecretUnavailable, match=r"what the token in .* may do"):
-        opened(openbao, path, as_=session(openbao, Token(InHand(mute)))).readable()
+    with pytest.raises(Denied, match=r"what the token in .* may do"):
+        opened(openbao, path, as_=session(openbao, Token(InHand(mute)))).rights()
 
 
 def test_who_may_not_write_leaves_what_is_there(openbao: OpenBao, path: str) -> None:

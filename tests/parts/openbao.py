@@ -28,6 +28,12 @@ class AppRoleOf:
     mount: str
     role_id: str
     secret_id: str = field(repr=False)
+    name: str = ""
+
+    @property
+    def path(self) -> str:
+        """Where the server keeps it."""
+        return f"auth/{self.mount}/role/{self.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +89,12 @@ class OpenBao:
     def new_policy(self, rules: dict[str, list[str]]) -> str:
         """A policy that allows these capabilities at these paths."""
         name = self.new_name("policy")
+        self.write_policy(name, rules)
+        return name
+
+    def write_policy(self, name: str, rules: dict[str, list[str]]) -> None:
         text = "\n".join(f'path "{path}" {{ capabilities = {json.dumps(able)} }}' for path, able in rules.items())
         self.ask("POST", f"sys/policies/acl/{name}", {"policy": text})
-        return name
 
     def new_token(self, *policies: str, **more: Any) -> str:
         """A token with these policies; `more` as `auth/token/create` takes it, such as ttl="1h"."""
@@ -99,7 +108,7 @@ class OpenBao:
         self.ask("POST", f"auth/{mount}/role/{role}", {"token_policies": list(policies)} | more)
         role_id = self.ask("GET", f"auth/{mount}/role/{role}/role-id")["data"]["role_id"]
         secret_id = self.ask("POST", f"auth/{mount}/role/{role}/secret-id", {})["data"]["secret_id"]
-        return AppRoleOf(mount, role_id, secret_id)
+        return AppRoleOf(mount, role_id, secret_id, role)
 
 
 @contextmanager
