@@ -267,6 +267,8 @@ def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterat
     except BackupdError as error:
         yield _untold(what, error)
         return
+    for each in rights.hazards:
+        yield Finding(Weight.WARNING, f"{what}: {each.text}", each.hint)
     for right in rights.give:
         yield Finding(
             Weight.SHARED,

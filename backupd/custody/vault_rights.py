@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from backupd.custody.rights import Rights
+from backupd.custody.rights import Hazard, Rights
 from backupd.custody.vault_session import VaultSession
 from backupd.errors import Denied, SecretUnavailable
 
@@ -24,7 +24,8 @@ _READS = frozenset({"read", "root"})
 _WRITES = frozenset({"update", "create", "patch", "root"})
 _USES = frozenset({"update", "create", "root"})  # Transit decrypts for whoever may update or create
 _SUDO = frozenset({"sudo", "root"})
-_WAYS_OUT = ("export/encryption-key", "backup")  # of a Transit key that is exportable, or of which backups are allowed
+_KEY_TYPES = ("encryption-key", "signing-key")  # an RSA key is exported as either
+_VERSIONS = ("", "/latest", *(f"/{number}" for number in range(1, 10)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,10 @@ def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
     if key is None:
         return Rights(_open(session, [read], session.namespace))
     # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
-    return Rights(_open(session, list(_transit(key)), session.namespace))
+    told = _Door(key.below("keys"), _READS, "read about the key")
+    open_ = _open(session, [*_transit(key), told], session.namespace)
+    hazards = tuple(_exportable(session, key)) if told.words in open_ else ()
+    return Rights(tuple(each for each in open_ if each != told.words), hazards)
 
 
 def over_identities(session: VaultSession, opening: VaultSession | None, *, opens: bool) -> tuple[str, ...]:
@@ -72,8 +76,13 @@ def over_identities(session: VaultSession, opening: VaultSession | None, *, open
 def _transit(key: Place) -> Iterator[_Door]:
     name = key.below("keys")
     yield _Door(key.below("decrypt"), _USES, f"decrypt with {name}")
-    for each in _WAYS_OUT:
-        yield _Door(key.below(each), _READS, f"take {name} out")
+    out = f"take {name} out"
+    yield _Door(key.below("backup"), _READS, out)
+    for each in _KEY_TYPES:
+        for version in _VERSIONS:
+            yield _Door(key.below(f"export/{each}") + version, _READS, out)
+    for version in _VERSIONS:  # wrapped by another key, of which the private half may be anywhere
+        yield _Door(key.below(f"byok-export/{_ANY}") + version, _READS, out)
 
 
 def _own(role: str, entity: str, policies: frozenset[str]) -> Iterator[_Door]:
@@ -110,6 +119,16 @@ def _role(role: str, words: str) -> Iterator[_Door]:
     mount, found, _ = role.rpartition("/role/")
     if found:  # who says which server judges logins, logs in as anybody
         yield _Door(f"{mount}/config", _WRITES, f"change the logins of {mount}")
+
+
+def _exportable(session: VaultSession, key: Place) -> Iterator[Hazard]:
+    found = session.ask("GET", key.below("keys")).data
+    ways = [each for each in ("exportable", "allow_plaintext_backup") if found.get(each) is True]
+    if ways:
+        yield Hazard(
+            f"{key.below('keys')} can be taken out of Vault ({', '.join(ways)}): a copy of it unwraps what it wraps",
+            "neither can be undone: wrap the secret anew with a key that was made without them",
+        )
 
 
 # ----------------------------------------------------------------------------------------------------------- the question

@@ -537,6 +537,12 @@ def test_of_a_wrapped_value_the_right_to_unwrap_counts(openbao: OpenBao, path: s
         ({"transit/decrypt/clinic": ["update"]}, True),
         ({"transit/export/encryption-key/*": ["read"]}, True),
         ({"transit/backup/clinic": ["read"]}, True),
+        ({"transit/export/encryption-key/clinic/1": ["read"]}, True),
+        ({"transit/export/encryption-key/clinic/latest": ["read"]}, True),
+        ({"transit/export/signing-key/clinic": ["read"]}, True),
+        ({"transit/byok-export/+/clinic": ["read"]}, True),
+        ({"transit/byok-export/*": ["read"]}, True),
+        ({"transit/keys/clinic": ["read"]}, False),
         ({data: ["read"], "transit/encrypt/clinic": ["update"]}, False),
     ):
         token = openbao.new_token("default", openbao.new_policy(rules))
@@ -560,6 +566,21 @@ def test_a_token_of_a_namespace_above_tells_its_rights_below(openbao: OpenBao) -
         secret = opened(openbao, f"{mount}/clinic", as_=vault)
         found = (*secret.rights().give, *vault_rights.over_identities(vault, None, opens=False))
         assert any(words in each for each in found)
+
+
+def test_a_transit_key_that_can_be_taken_out_is_told_to_who_may_know(openbao: OpenBao, path: str) -> None:
+    mount = openbao.new_mount("transit")
+    openbao.ask("POST", f"{mount}/keys/plain", {})
+    openbao.ask("POST", f"{mount}/keys/loose", {"exportable": True, "allow_plaintext_backup": True})
+    reader = openbao.new_token("default", openbao.new_policy({f"{mount}/keys/*": ["read"]}))
+    for name, expected in (("plain", 0), ("loose", 1)):
+        secret = opened(openbao, path, unwrap=f"{mount}/{name}", as_=session(openbao, Token(InHand(reader))))
+        hazards = secret.rights().hazards
+        assert len(hazards) == expected
+        assert all("exportable, allow_plaintext_backup" in each.text and each.hint for each in hazards)
+        nobody = session(openbao, Token(InHand(openbao.new_token("default"))))
+        assert secret.rights().give == ()
+        assert opened(openbao, path, unwrap=f"{mount}/{name}", as_=nobody).rights().hazards == ()
 
 
 def test_a_server_that_does_not_tell_rights_is_not_taken_for_a_no(openbao: OpenBao, path: str) -> None:
