@@ -379,6 +379,20 @@ def test_on_a_host_that_names_no_key_that_opens_the_identity_is_asked_about_all_
     assert any("make tokens of any policy" in each for each in rig.shared())
 
 
+# ------------------------------------------------------------------------------------------------------------- what may be
+
+
+def test_a_wrapped_key_whose_older_versions_may_be_in_clear_is_told(rig: Rig) -> None:
+    transit = rig.bao.new_mount("transit")
+    key = rig.wrap("clinic/totp", rig.secrets.keyring, f"{transit}/columns")  # over what was there in clear
+    rig.columns = f'{{ vault = "{rig.mount}/clinic/totp", unwrap = "{key}" }}'
+    assert not [each for each in rig.findings() if each.weight is Weight.WARNING]
+    rig.may = {"{mount}/data/clinic/*": ["read"]}
+    [warning] = [each for each in rig.findings() if each.weight is Weight.WARNING]
+    assert f"may read {rig.mount}/data/clinic/totp, whose older versions are in clear" in warning.text
+    assert "bao kv destroy" in warning.hint
+
+
 # -------------------------------------------------------------------------------------------------------- Azure Key Vault
 
 

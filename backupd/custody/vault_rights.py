@@ -48,9 +48,12 @@ def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
         return Rights(_open(session, [read], session.namespace))
     # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
     told = _Door(key.below("keys"), _READS, "read about the key")
-    open_ = _open(session, [*_transit(key), told], session.namespace)
-    hazards = tuple(_exportable(session, key)) if told.words in open_ else ()
-    return Rights(tuple(each for each in open_ if each != told.words), hazards)
+    open_ = _open(session, [*_transit(key), read, told], session.namespace)
+    give = tuple(each for each in open_ if each not in (read.words, told.words))
+    hazards = [_older_versions(data)] if read.words in open_ else []
+    if told.words in open_:
+        hazards += _exportable(session, key)
+    return Rights(give, tuple(hazards))
 
 
 def over_identities(session: VaultSession, opening: VaultSession | None, *, opens: bool) -> tuple[str, ...]:
@@ -119,6 +122,13 @@ def _role(role: str, words: str) -> Iterator[_Door]:
     mount, found, _ = role.rpartition("/role/")
     if found:  # who says which server judges logins, logs in as anybody
         yield _Door(f"{mount}/config", _WRITES, f"change the logins of {mount}")
+
+
+def _older_versions(data: str) -> Hazard:
+    return Hazard(
+        f"what makes backups may read {data}, whose older versions are in clear if it was ever written without being wrapped",
+        "take that right away, for no backup needs it, and destroy those versions: bao kv destroy -versions=…",
+    )
 
 
 def _exportable(session: VaultSession, key: Place) -> Iterator[Hazard]:
