@@ -7,14 +7,14 @@ thing that is shared. What nobody can prove is told, not passed over: whether tw
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from backupd import logs
 from backupd.checks.leaks import keys_of
 from backupd.columns import ColumnError
 from backupd.config.models import Config, SecretRef, Source
-from backupd.custody import SERVED, Custodian, guard_of
+from backupd.custody import SERVED, Custodian, beside, file_of, guard_of
 from backupd.custody.separation import Kept, digests, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
 from backupd.openpgp import Home
@@ -176,18 +176,20 @@ def _kept(
     name: str, custodian: Custodian, read: bool, cipher: str | None = None, fingerprints: frozenset[str] = frozenset()
 ) -> Kept:
     guard = guard_of(custodian)
-    wrapped_by = guard.wrapped_by if guard is not None else None
+    kept = Kept(
+        name, custodian.locator, guard.wrapped_by if guard else None, fingerprints=fingerprints, file=file_of(custodian)
+    )
+    if not read:
+        return kept
     try:
-        secret = custodian.fetch() if read else None
+        secret, others = custodian.fetch(), beside(custodian)
     except SecretUnavailable:  # whoever needs it will say so; here it is enough that it is not compared
-        secret = None
-    if secret is None:
-        return Kept(name, custodian.locator, wrapped_by, fingerprints=fingerprints)
+        return kept
     pieces = [secret]
     if cipher is not None:
         pieces += _keys(cipher, secret)
         fingerprints |= _fingerprints(secret)
-    return Kept(name, custodian.locator, wrapped_by, digests(pieces), fingerprints)
+    return replace(kept, digests=digests(pieces), fingerprints=fingerprints, beside=digests(others))
 
 
 def _keys(cipher: str, secret: Secret) -> list[Secret]:

@@ -244,6 +244,21 @@ def test_the_same_bytes_in_two_places_are_found_by_who_may_read_both(rig: Rig) -
     assert any("are one OpenPGP key" in each for each in found)
 
 
+@pytest.mark.parametrize("name", ["both.json", "/{directory}/both.json", "hard.json", "link.json", "copy.json"])
+def test_members_of_one_file_are_found_whatever_it_is_called(rig: Rig, name: str) -> None:
+    """And of a copy of it: whoever can read one of the two files has both keys."""
+    signing, keyring = rig.secrets.signing.secret.reveal().decode(), json.loads(rig.secrets.keyring)
+    both = keep(rig.directory / "both.json", json.dumps({"signing": signing, "keyring": keyring}).encode())
+    (rig.directory / "hard.json").hardlink_to(both)
+    (rig.directory / "link.json").symlink_to(both)
+    keep(rig.directory / "copy.json", both.read_bytes() + b"\n")
+    rig.signing = '{ file = "both.json", field = "signing" }'
+    rig.columns = f'{{ file = "{name.format(directory=rig.directory)}", field = "keyring" }}'
+    found = rig.shared()
+    assert found
+    assert all("in one place" in each or "in one file" in each or "as well as" in each for each in found)
+
+
 @pytest.mark.parametrize("pair", ["signing", "operations"])
 def test_a_key_of_backups_in_the_place_of_a_column_key_is_found_in_files(rig: Rig, pair: str) -> None:
     keep(rig.directory / "column.asc", getattr(rig.secrets, pair).secret.reveal().replace(b"\n\n", b"\nComment: x\n\n", 1))

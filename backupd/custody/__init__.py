@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from backupd.custody.credential import Credential
 from backupd.custody.env import EnvironmentVariable
-from backupd.custody.file import PrivateFile
+from backupd.custody.file import FileId, PrivateFile
 from backupd.custody.member import Member, MemberKeeper
 from backupd.custody.rights import Rights
 from backupd.errors import ConfigError
@@ -67,6 +67,15 @@ class Guarded(Protocol):
 
         Raises SecretUnavailable when there is no answer, and Denied when the server answers but tells our identity nothing.
         """
+
+
+@runtime_checkable
+class Filed(Protocol):
+    """A place that is a file of this host, which may have other names: links, mounts, or a credential's."""
+
+    @property
+    def file(self) -> FileId | None:
+        """Which file it is, None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,20 @@ def guard_of(custodian: Custodian) -> Guarded | None:
     """The server's answer on who may have this secret; None for a place that no server guards."""
     place = custodian.place if isinstance(custodian, Member) else custodian
     return place if isinstance(place, Guarded) else None
+
+
+def file_of(custodian: Custodian) -> FileId | None:
+    """Which file of this host the secret lies in; None for a place that is no file, or is not there."""
+    place = custodian.place if isinstance(custodian, Member) else custodian
+    return place.file if isinstance(place, Filed) else None
+
+
+def beside(custodian: Custodian) -> list[Secret]:
+    """What whoever can fetch this secret has with it: the texts of the JSON object that it is a member of, itself too.
+
+    Raises SecretUnavailable.
+    """
+    return custodian.beside() if isinstance(custodian, Member) else []
 
 
 def keeper(custodian: Custodian) -> Keeper:

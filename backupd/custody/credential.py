@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backupd.custody.file import read_private
+from backupd.custody.file import FileId, file_at, read_private
 from backupd.errors import ConfigError, SecretUnavailable
 from backupd.redact import Secret
 
@@ -33,6 +33,12 @@ class Credential:
     @property
     def locator(self) -> str:
         return f"credential:{self.name}"
+
+    @property
+    def file(self) -> FileId | None:
+        """The file that systemd put it into; None outside of such a unit."""
+        directory = self.environ.get(DIRECTORY, "")
+        return file_at(str(Path(directory) / self.name)) if directory else None
 
     def fetch(self) -> Secret:
         """The credential's bytes. Raises SecretUnavailable: no unit, no such credential, and what a file may lack."""

@@ -18,6 +18,7 @@ from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnava
 from backupd.redact import Secret
 
 LARGEST = 1024 * 1024  # bytes; a keyring of a thousand keys has 60 KiB
+FileId = tuple[int, int]  # device and inode: one file, whatever it is called
 _ACCESS_LIST = "system.posix_acl_access"  # acl(5): who reads a keyring by such a list must go on reading it
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP  # 0640 root:backupd is how packages install secrets, so a group may read
 
@@ -35,7 +36,12 @@ class PrivateFile:
     @property
     def locator(self) -> str:
         # Not resolved: where the links of a mounted secret lead to changes with every renewal of it.
-        return f"file:{os.path.normpath(self.path)}"
+        return f"file:/{os.path.normpath(self.path).lstrip('/')}"  # which leaves two slashes at the beginning as they are
+
+    @property
+    def file(self) -> FileId | None:
+        """The file that the path leads to now."""
+        return file_at(self.path)
 
     def fetch(self) -> Secret:
         """The file's bytes. Raises SecretUnavailable: missing, unreadable, not a file, open to others, empty, too large."""
@@ -113,6 +119,15 @@ def _take_over(path: Path, new: Secret, status: os.stat_result) -> None:
 def _write_all(descriptor: int, data: bytes) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
+
+
+def file_at(path: str) -> FileId | None:
+    """Which file a path leads to, through links; None where it leads to none that can be seen."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def read_private(path: str, locator: str) -> Secret:

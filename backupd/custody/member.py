@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class Member:
     def fetch(self) -> Secret:
         """The member's value. Raises SecretUnavailable: no JSON object, no such member, empty, or neither text nor object."""
         return member_of(_object(self.place, self.place.fetch()), self.name, self.place.locator, self.locator)
+
+    def beside(self) -> list[Secret]:
+        """Every text in the object, for who has this member has them all. Raises SecretUnavailable."""
+        return [Secret(each.encode("utf-8", "surrogatepass")) for each in _texts(_object(self.place, self.place.fetch()))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,14 @@ def _object(place: _Place, kept: Secret) -> dict[str, Any]:
             f"{place.locator} is not a JSON object with each member once", "correct it, or leave `field` out to use the whole"
         )
     return parsed
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,18 +18,24 @@ from urllib.parse import urlsplit
 from backupd.redact import Secret
 
 SHORTEST = 8  # bytes of a piece that is compared; shorter ones are equal by chance
+_APART = "keep them with different custodians"
 _SALT = os.urandom(32)  # a digest is worth nothing outside of this process
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One key, as far as it is known: `digests` are empty when it was not read, `fingerprints` when it is no OpenPGP key."""
+    """One key, as far as it is known: `digests` are empty when it was not read, `fingerprints` when it is no OpenPGP key.
+
+    `file` is the device and inode of the file that it lies in, and `beside` are digests of what lies in one object with it.
+    """
 
     name: str
     locator: str
     wrapped_by: str | None = None
     digests: frozenset[bytes] = frozenset()
     fingerprints: frozenset[str] = frozenset()
+    file: tuple[int, int] | None = None
+    beside: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +56,30 @@ def shared(backup: Iterable[Kept], columns: Iterable[Kept]) -> Iterator[Sharing]
 
 def _shared(ours: Kept, theirs: Kept) -> Iterator[Sharing]:
     both = f"{theirs.name} and {ours.name}"
-    if place_of(ours.locator) == place_of(theirs.locator):
-        yield Sharing(f"{both} are in one place, {place_of(ours.locator)}", "keep them with different custodians")
-        if ours.locator == theirs.locator:
-            return  # one secret: all else follows
+    if ours.locator == theirs.locator:
+        yield Sharing(f"{both} are in one place, {place_of(ours.locator)}", _APART)
+        return  # one secret: all else follows
+    together = place_of(ours.locator) == place_of(theirs.locator)
+    if together:
+        yield Sharing(f"{both} are in one place, {place_of(ours.locator)}", _APART)
+    elif ours.file is not None and ours.file == theirs.file:
+        together = True
+        yield Sharing(f"{both} are in one file, {place_of(theirs.locator)} and {place_of(ours.locator)}", _APART)
     if ours.wrapped_by and theirs.wrapped_by and place_of(ours.wrapped_by) == place_of(theirs.wrapped_by):
         yield Sharing(f"{both} are wrapped by one key, {place_of(ours.wrapped_by)}", "wrap each with a key of its own")
     if ours.fingerprints & theirs.fingerprints:
         (found, *_) = sorted(ours.fingerprints & theirs.fingerprints)
         yield Sharing(f"{both} are one OpenPGP key, {found}", "make a key of its own for the column, and encrypt it anew")
-    if any(hmac.compare_digest(one, other) for one in ours.digests for other in theirs.digests):
+    if _meet(ours.digests, theirs.digests):
         yield Sharing(f"{both} share bytes", "make a key of its own for the column: `backupd columns rotate`")
+    elif not together:
+        for one, other in ((ours, theirs), (theirs, ours)):
+            if _meet(one.digests, other.beside):
+                yield Sharing(f"{place_of(other.locator)} holds {one.name} as well as {other.name}", "take it out of there")
+
+
+def _meet(some: frozenset[bytes], others: frozenset[bytes]) -> bool:
+    return any(hmac.compare_digest(one, other) for one in some for other in others)
 
 
 def place_of(locator: str) -> str:

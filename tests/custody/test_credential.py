@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from backupd.custody import SecretRef, open_custodian
+from backupd.custody import SecretRef, file_of, open_custodian
 from backupd.custody.credential import Credential
+from backupd.custody.file import PrivateFile
 from backupd.errors import ConfigError, SecretUnavailable
 from tests.custody.contract import Place, TextPlaceContract
 from tests.custody.test_file import keep
@@ -29,6 +30,15 @@ class TestCredential(TextPlaceContract):
 def test_the_locator_is_the_same_wherever_systemd_puts_the_directory() -> None:
     first, second = (Credential("key", {"CREDENTIALS_DIRECTORY": f"/run/credentials/{unit}"}) for unit in "ab")
     assert first.locator == second.locator == "credential:key"
+
+
+def test_the_file_of_a_credential_is_known_by_its_other_name_too(tmp_path: Path) -> None:
+    keep(tmp_path / "key")
+    found = file_of(Credential("key", {"CREDENTIALS_DIRECTORY": str(tmp_path)}))
+    assert found == file_of(PrivateFile(str(tmp_path / "key")))
+    assert found is not None
+    for environ in ({}, {"CREDENTIALS_DIRECTORY": str(tmp_path / "none")}):
+        assert file_of(Credential("key", environ)) is None
 
 
 @pytest.mark.parametrize("environ", [{}, {"CREDENTIALS_DIRECTORY": ""}])

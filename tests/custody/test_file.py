@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.custody import SecretRef, open_custodian
+from backupd.custody import SecretRef, file_of, open_custodian
 from backupd.custody.file import LARGEST, PrivateFile
 from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
@@ -41,6 +41,20 @@ class TestPrivateFile(TextPlaceContract):
 
 class TestWritingPrivateFile(KeeperContract):
     """A file keeps that of places that are written, too."""
+
+
+def test_a_path_has_one_spelling_and_a_file_is_the_same_by_every_name(tmp_path: Path) -> None:
+    target, link, hard = tmp_path / "target", tmp_path / "link", tmp_path / "hard"
+    keep(target)
+    link.symlink_to(target)
+    hard.hardlink_to(target)
+    spellings = [f"/{target}", f"//{target}", f"{tmp_path}/./x/..//target"]
+    assert {PrivateFile(each).locator for each in spellings} == {f"file:{target}"}
+    assert {file_of(PrivateFile(str(each))) for each in (target, link, hard)} == {file_of(PrivateFile(str(target)))}
+    keep(tmp_path / "other")
+    assert file_of(PrivateFile(str(tmp_path / "other"))) not in (file_of(PrivateFile(str(target))), None)
+    assert file_of(PrivateFile(str(tmp_path / "missing"))) is None
+    assert file_of(open_custodian(SecretRef("file", str(link), "member"), {})) == file_of(PrivateFile(str(target)))
 
 
 @pytest.mark.parametrize("mode", [0o400, 0o600, 0o640])

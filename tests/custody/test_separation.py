@@ -102,6 +102,28 @@ def test_the_same_bytes_are_told_in_every_spelling_and_without_them(planted: Pla
     assert key not in repr(ours).encode()
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_file_is_told_whatever_it_is_called(alone: bool) -> None:
+    ours = Kept("the signing key", "file:/a" if alone else "file:/a#signing", file=(1, 2))
+    both = "the column keys and the signing key are in one file, "
+    assert told(ours, Kept("the column keys", "file:/b#keyring", file=(1, 2))) == [f"{both}file:/b and file:/a"]
+    assert told(ours, Kept("the column keys", "credential:b", file=(1, 2))) == [f"{both}credential:b and file:/a"]
+    for other in ((1, 3), (2, 2), None):
+        assert told(ours, Kept("the column keys", "file:/b", file=other)) == []
+    assert told(Kept("the signing key", "env:A"), Kept("the column keys", "env:B")) == []
+
+
+def test_a_key_that_lies_beside_another_as_well_is_told(planted: Planted) -> None:
+    key, other = digests([Secret(planted.key())]), digests([Secret(planted.key())])
+    ours = Kept("the signing key", "env:A#signing", digests=key)
+    holds = Kept("the column keys", "env:B#keyring", digests=other, beside=other | key)
+    assert told(ours, holds) == ["env:B holds the signing key as well as the column keys"]
+    assert [each.text for each in shared([holds], [ours])] == ["env:B holds the signing key as well as the column keys"]
+    same = digests([Secret("a word that both objects have")])
+    both = (Kept("one", "env:A#a", digests=key, beside=key | same), Kept("two", "env:B#b", digests=other, beside=other | same))
+    assert told(*both) == []
+
+
 def test_what_is_too_short_to_mean_anything_or_was_not_read_is_not_compared() -> None:
     ours = Kept("the signing key", "file:/a", digests=digests([Secret("x"), Secret("")]))
     assert told(ours, Kept("the column keys", "file:/b", digests=digests([Secret("x"), Secret("")]))) == []
