@@ -7,21 +7,33 @@ for, not by who calls. Where no second identity is configured, both are one; `se
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backupd.config.models import Config, SecretRef, references
 from backupd.config.servers import EntraIdentity, Vault, VaultIdentity
 from backupd.custody import Custodian, Servers, open_custodian
 from backupd.custody import SecretRef as Reference
+from backupd.custody.file import FileId, file_at
 from backupd.errors import ConfigError
+from backupd.redact import Secret
 
 if TYPE_CHECKING:  # only who refers to a server pays for its client
     from backupd.custody.key_vault import KeyVaults
-    from backupd.custody.vault_login import Login
+    from backupd.custody.vault_login import Kubernetes, Login
     from backupd.custody.vault_session import VaultSession
+
+
+@dataclass(frozen=True, slots=True)
+class ServerLogin:
+    """What one identity logs in to one server with: the `secret`, None where the machine itself vouches for it."""
+
+    name: str
+    secret: Custodian | None
 
 
 class Custodians:
@@ -51,6 +63,14 @@ class Custodians:
         from backupd.custody import vault_rights
 
         return vault_rights.over_identities(session, opening if opening is not session else None, opens=opens)
+
+    def logins_for_backups(self) -> tuple[ServerLogin, ...]:
+        """How what makes backups logs in; nothing is fetched."""
+        return tuple(self._logins("makes backups", self._config.vault, self._config.azure_key_vault))
+
+    def logins_that_open(self) -> tuple[ServerLogin, ...]:
+        """How what opens them logs in, where it has an identity of its own; nothing is fetched."""
+        return tuple(self._logins("opens them", self._config.drill.vault, self._config.drill.azure_key_vault))
 
     def close(self) -> None:
         self._held.close()
@@ -98,6 +118,21 @@ class Custodians:
             raise ConfigError("how to log in to Vault is not said", "give token, approle or kubernetes")
         return vault_login.Token(self._local(who.token))
 
+    def _logins(self, does: str, vault: VaultIdentity | None, azure: EntraIdentity | None) -> Iterator[ServerLogin]:
+        if vault is not None:
+            yield ServerLogin(f"the login to Vault of what {does}", self._held_for(vault))
+        if azure is not None:
+            secret = self._local(azure.client_secret) if azure.client_secret is not None else None
+            yield ServerLogin(f"the login to Key Vault of what {does}", secret)
+
+    def _held_for(self, who: VaultIdentity) -> Custodian | None:
+        from backupd.custody.vault_login import Kubernetes
+
+        if who.kubernetes is not None:
+            return _ServiceAccount(Kubernetes(who.kubernetes.role, who.kubernetes.jwt_file, who.kubernetes.mount))
+        held = who.approle.secret_id if who.approle is not None else who.token
+        return self._local(held) if held is not None else None
+
     def _key_vaults(self, who: EntraIdentity | None) -> KeyVaults:
         from backupd.custody import key_vault
 
@@ -109,3 +144,22 @@ class Custodians:
     def _local(self, ref: SecretRef) -> Custodian:
         """What a login needs is on this host: the configuration has no other for it."""
         return self._open(ref, Servers())
+
+
+@dataclass(frozen=True, slots=True)
+class _ServiceAccount:
+    """The token that Kubernetes mounts for a service account, as a custodian."""
+
+    login: Kubernetes
+
+    @property
+    def locator(self) -> str:
+        return f"file:{Path(self.login.jwt_file).absolute()}"
+
+    @property
+    def file(self) -> FileId | None:
+        return file_at(self.login.jwt_file)
+
+    def fetch(self) -> Secret:
+        """Raises SecretUnavailable."""
+        return Secret(self.login.request()[1]["jwt"], "service account token")

@@ -14,6 +14,7 @@ from backupd import logs
 from backupd.checks.leaks import keys_of
 from backupd.columns import ColumnError
 from backupd.config.models import Config, SecretRef, Source
+from backupd.custodians import ServerLogin
 from backupd.custody import SERVED, Custodian, beside, file_of, guard_of
 from backupd.custody.separation import Kept, digests, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
@@ -25,6 +26,9 @@ log = logs.get(__name__)
 
 DRILL_KEY = "the drill's secret key"
 _TOLD = 4  # of the rights by which an identity could have more: who has more of them has a wildcard
+_OWN_LOGIN = (
+    "open backups on another host or in another pod, or give the unit of the drill alone a login, as a systemd credential"
+)
 _OPENPGP = b"-----BEGIN PGP "
 
 
@@ -55,6 +59,7 @@ class Identities:
 
     `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `over_identities`
     tells by which rights it could have more than it was given. `signer` gives the fingerprint of the key that signs here.
+    `logins` are those of what makes backups, `opening_logins` of what opens them.
     """
 
     own: Callable[[SecretRef], Custodian]
@@ -62,6 +67,8 @@ class Identities:
     over_identities: Callable[[bool], tuple[str, ...]]
     signer: Callable[[], str]
     recipients: tuple[PublicKey, ...]
+    logins: tuple[ServerLogin, ...] = ()
+    opening_logins: tuple[ServerLogin, ...] = ()
 
 
 def require_apart(config: Config, source: str, who: Identities, opening: Custodian | None) -> None:
@@ -93,13 +100,15 @@ def examine(
     """
     named = [(name, config.sources[name]) for name in sources]
     signer = _signer(config, who)
-    backup_keys = list(_backup_keys(config, who, signer, opening, opens))
+    makes = list(_that_makes(config, who, signer, opens))
+    backup_keys = [*_backup_keys(config, who, opening, opens), *makes]
     column_keys = list(_column_keys(named, who, opens))
     if column_keys:
         yield from (Finding(Weight.SHARED, each.text, each.hint) for each in shared(backup_keys, column_keys))
     yield from _own_reader(who, signer)
     if config.encryption.signing_key is not None:  # else no backups are made here, and there is no such identity
         yield from _asked(config, list(_that_open(config, named)), who, opens, quiet=opening is not None)
+        yield from _logins(who, makes, quiet=opening is not None)
     if column_keys:
         yield from _unprovable([*backup_keys, *column_keys])
 
@@ -124,7 +133,7 @@ def _own_reader(who: Identities, signer: str | None) -> Iterator[Finding]:
             )
 
 
-def _backup_keys(config: Config, who: Identities, signer: str | None, opening: Custodian | None, opens: bool) -> Iterator[Kept]:
+def _backup_keys(config: Config, who: Identities, opening: Custodian | None, opens: bool) -> Iterator[Kept]:
     for key in who.recipients:
         subkeys = {each.fingerprint for each in key.encryption_subkeys}
         yield Kept(
@@ -132,15 +141,21 @@ def _backup_keys(config: Config, who: Identities, signer: str | None, opening: C
             f"recipient:{key.fingerprint}",
             fingerprints=frozenset(subkeys | {key.fingerprint}),
         )
-    signing = config.encryption.signing_key
-    if signing is not None:
-        fingerprints = frozenset({signer} if signer else ())
-        yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
     if opening is not None:
         yield _kept("the key that opens backups", opening, read=True)
     ref = config.drill.secret_key
     if ref is not None and (opening is None or who.own(ref).locator != opening.locator):
         yield _kept(DRILL_KEY, who.own(ref), _readable(ref, opens))
+
+
+def _that_makes(config: Config, who: Identities, signer: str | None, opens: bool) -> Iterator[Kept]:
+    """What makes backups reads to make them; nothing on a host that makes none."""
+    signing = config.encryption.signing_key
+    if signing is None:
+        return
+    fingerprints = frozenset({signer} if signer else ())
+    yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
+    yield from (_kept(each.name, each.secret, read=True) for each in who.logins if each.secret is not None)
 
 
 def _column_keys(sources: Iterable[tuple[str, Source]], who: Identities, opens: bool) -> Iterator[Kept]:
@@ -277,6 +292,21 @@ def _reach(what: str, ref: SecretRef, who: Identities, *, quiet: bool) -> Iterat
             f"what makes backups may {right}: {what}",
             "take that right from its policies, and name another identity in [drill.vault] or [drill.azure_key_vault]",
         )
+
+
+def _logins(who: Identities, makes: list[Kept], *, quiet: bool) -> Iterator[Finding]:
+    """Whether what makes backups has, or could have, the login that opens them: that login is worth all that it opens."""
+    for login in who.opening_logins:
+        if login.secret is None:
+            reader = None if quiet else "is this machine's own, so that what makes backups here may be given it too"
+        else:
+            kept = _kept(login.name, login.secret, read=True)
+            found = list(shared(makes, [kept]))
+            yield from (Finding(Weight.SHARED, each.text, _OWN_LOGIN) for each in found)
+            readable = kept.digests and not found and not quiet
+            reader = f"can be read by what makes backups here, {kept.locator}" if readable else None
+        if reader is not None:
+            yield Finding(Weight.WARNING, f"{login.name} {reader}", _OWN_LOGIN)
 
 
 def _is_there(custodian: Custodian) -> bool:

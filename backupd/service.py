@@ -229,7 +229,15 @@ class Service:
         from backupd.separation import Identities
 
         held = self._custodians
-        return Identities(held.of, held.for_backups, held.over_identities, lambda: self.signer, self.recipients)
+        return Identities(
+            held.of,
+            held.for_backups,
+            held.over_identities,
+            lambda: self.signer,
+            self.recipients,
+            held.logins_for_backups(),
+            held.logins_that_open(),
+        )
 
     def _keep_apart(self, name: str, opening: Custodian | None = None) -> None:
         """Refuse to go on where a key of the backups and a key of the source's columns are not apart. Raises Refused."""

@@ -26,13 +26,13 @@ from tests.parts.key_vault import VAULT, Credential, KeyVaultServer
 from tests.parts.openbao import AppRoleOf, OpenBao
 from tests.parts.postgres import PostgresServer
 
+DSN = 'dsn = "postgresql://nobody@localhost/clinic"\n'
+COLUMN = '[[sources.clinic.totp]]\ntable = "users"\nid_column = "id"\ncolumn = "totp_secret"\ncipher = "aes-256-gcm"\n'
+
 
 @pytest.fixture(scope="module")
 def secrets(planted_for_module: Planted) -> Secrets:
     return plant(planted_for_module)
-
-
-COLUMN = '[[sources.clinic.totp]]\ntable = "users"\nid_column = "id"\ncolumn = "totp_secret"\ncipher = "aes-256-gcm"\n'
 
 
 @dataclass
@@ -54,6 +54,8 @@ class Rig:
     token: str = ""  # instead of that AppRole
     named: bool = False  # the id of the drill's AppRole is its name
     opens: bool = True  # the configuration names keys that open
+    instead: dict[str, str] = field(default_factory=dict)
+    logins: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.address = self.bao.address
@@ -106,19 +108,25 @@ class Rig:
         names = {"mount": self.mount, "policy": policy, "backups": backups.path, "opens": opens.path}
         if self.may:
             self.bao.write_policy(policy, {path.format(**names): able for path, able in self.may.items()})
+        makes = self.given_token() or self.login(opens if self.one_identity else backups, "backups.id")
+        opens_as = self.login(opens, "opens.id")
+        makes, opens_as = self.logins.get("backups", makes), self.logins.get("opens", opens_as)
         signer = f"signing_key = {self.signing}" if self.signs else 'signers = ["signing.pub.asc"]'
         path = self.directory / "backupd.toml"
-        path.write_text(
+        text = (
             f'[store]\nurl = "file://{self.directory}/store"\n'
             f'[encryption]\nrecipients = ["operations.pub.asc", "escrow.pub.asc"]\n{signer}\n'
             f'[audit]\nurl = "sqlite:///{self.directory}/audit.db"\n'
-            f'[vault]\naddress = "{self.address}"\n'
-            + (self.given_token() or self.login(opens if self.one_identity else backups, "backups.id"))
+            f'[vault]\naddress = "{self.address}"\n{makes}{self.logins.get("more", "")}'
             + (f"[drill]\nsecret_key = {self.opening}\n" if self.opens else "")
-            + ("" if self.one_identity or not self.opens else f"[drill.vault]\n{self.login(opens, 'opens.id')}")
-            + '[sources.clinic]\ndsn = "postgresql://nobody@localhost/clinic"\n'
+            + ("" if self.one_identity or not self.opens else f"[drill.vault]\n{opens_as}")
+            + f"[sources.clinic]\n{DSN}"
             + (COLUMN + f"keys = {self.columns}\n" if self.opens else "")
         )
+        for usual, other in self.instead.items():
+            assert usual in text
+            text = text.replace(usual, other)
+        path.write_text(text)
         return Service(load(path), ACTOR, {})
 
     def findings(self, *, opens: bool = False) -> list[Finding]:
@@ -163,8 +171,9 @@ def test_files_on_one_host_are_let_be_and_said_to_prove_nothing(rig: Rig) -> Non
     rig.columns, rig.opening = '{ file = "keyring.json" }', '{ file = "operations.sec.asc" }'
     found = rig.findings()
     assert {each.weight for each in found} == {Weight.WARNING, Weight.NOTE}
-    [warning] = [each for each in found if each.weight is Weight.WARNING]
-    assert "can read the key that opens them" in warning.text
+    key, login = [each for each in found if each.weight is Weight.WARNING]
+    assert "can read the key that opens them" in key.text
+    assert "can be read by what makes backups here" in login.text
     assert any("cannot be proved from here" in each.text for each in found)
 
 
@@ -178,7 +187,7 @@ def test_a_vault_that_is_down_stops_no_backup(rig: Rig) -> None:
     """Whether it could have read the keys is then a doubt: nobody reads anything from a Vault that is down."""
     rig.address = "http://127.0.0.1:1"
     found = rig.findings()
-    assert {each.weight for each in found} == {Weight.DOUBT, Weight.NOTE}
+    assert {each.weight for each in found} == {Weight.DOUBT, Weight.WARNING, Weight.NOTE}
     assert all("was not answered" in each.text for each in found if each.weight is Weight.DOUBT)
     assert separation.require(found) == found
 
@@ -297,7 +306,7 @@ def test_an_identity_that_may_not_ask_what_it_may_do_is_refused(
 def test_a_rule_that_lets_it_ask_is_enough(rig: Rig) -> None:
     rig.role = {"token_no_default_policy": True}
     rig.may = {"sys/capabilities-self": ["update"], "{mount}/data/backup/signing": ["read"]}
-    assert {each.weight for each in rig.findings()} == {Weight.NOTE}
+    assert not {each.weight for each in rig.findings()} & {Weight.SHARED, Weight.DOUBT}
 
 
 def test_a_login_that_is_refused_is_no_outage(rig: Rig) -> None:
@@ -401,11 +410,87 @@ def test_a_wrapped_key_whose_older_versions_may_be_in_clear_is_told(rig: Rig) ->
     transit = rig.bao.new_mount("transit")
     key = rig.wrap("clinic/totp", rig.secrets.keyring, f"{transit}/columns")  # over what was there in clear
     rig.columns = f'{{ vault = "{rig.mount}/clinic/totp", unwrap = "{key}" }}'
-    assert not [each for each in rig.findings() if each.weight is Weight.WARNING]
+    assert not [each for each in rig.findings() if "older versions" in each.text]
     rig.may = {"{mount}/data/clinic/*": ["read"]}
-    [warning] = [each for each in rig.findings() if each.weight is Weight.WARNING]
+    [warning] = [each for each in rig.findings() if "older versions" in each.text]
     assert f"may read {rig.mount}/data/clinic/totp, whose older versions are in clear" in warning.text
     assert "bao kv destroy" in warning.hint
+
+
+# ------------------------------------------------------------------------------- the logins, and what backups are made with
+
+
+def test_a_login_that_opens_is_warned_of_where_what_makes_backups_can_read_it(rig: Rig) -> None:
+    """As the key that it stands for is. A drill, which has to have it, and a host without it say nothing."""
+    [warning] = [each for each in rig.findings() if each.weight is Weight.WARNING]
+    assert "the login to Vault of what opens them can be read by what makes backups here, file:" in warning.text
+    with rig.service() as service:
+        opening = service.identities().own(service.config.drill.secret_key or pytest.fail("no key"))
+        found = list(separation.examine(service.config, ("clinic",), service.identities(), opening=opening, opens=True))
+    assert not [each for each in found if each.weight in (Weight.WARNING, Weight.SHARED)]
+    rig.instead = {'{ file = "opens.id" }': '{ credential = "vault-drills" }'}
+    assert {each.weight for each in rig.findings()} == {Weight.NOTE}
+
+
+@pytest.mark.parametrize("name", ["backups.id", "hard.id", "link.id", "copy.id"])
+def test_one_login_for_both_identities_is_found(rig: Rig, name: str) -> None:
+    """By its place, its file or its bytes; whatever roles are named beside it."""
+    first = keep(rig.directory / "backups.id", b"of an earlier login")
+    (rig.directory / "hard.id").hardlink_to(first)
+    (rig.directory / "link.id").symlink_to(first)
+    rig.instead = {'{ file = "opens.id" }': f'{{ file = "{name}" }}'}
+    with rig.service() as service:  # which writes the file anew
+        keep(rig.directory / "copy.id", first.read_bytes() + b"\n")
+        found = list(separation.examine(service.config, ("clinic",), service.identities(), opens=False))
+    shared = [each for each in found if each.weight is Weight.SHARED]
+    assert shared
+    for each in shared:
+        assert each.text.startswith("the login to Vault of what opens them and the login to Vault of what makes backups ")
+        assert "the unit of the drill" in each.hint
+
+
+@pytest.mark.parametrize("other", ["the login to Vault of what makes backups", "the signing key"])
+def test_a_login_that_opens_may_lie_in_one_object_with_nothing_that_backups_are_made_with(rig: Rig, other: str) -> None:
+    members = {"other": rig.secrets.signing.secret.reveal().decode(), "drills": "the secret id of drills"}
+    keep(rig.directory / "ids.json", json.dumps(members).encode())
+    ref = '{ file = "ids.json", field = "other" }'
+    rig.instead = {'{ file = "opens.id" }': '{ file = "ids.json", field = "drills" }'}
+    if other == "the signing key":
+        rig.signing = ref
+    else:
+        rig.instead['{ file = "backups.id" }'] = ref
+    assert f"the login to Vault of what opens them and {other} are in one place, file:{rig.directory}/ids.json" in rig.shared()
+
+
+@pytest.mark.parametrize(("first", "second", "one"), [("a.jwt", "a.jwt", True), ("a.jwt", "b.jwt", False), (None, None, True)])
+def test_one_service_account_for_both_identities_is_found(rig: Rig, first: str | None, second: str | None, one: bool) -> None:
+    """Two roles at the server that one token logs in to, which is in one place where nothing is said, are one identity."""
+    for name in ("a.jwt", "b.jwt"):
+        keep(rig.directory / name, f"the token {name}".encode()).chmod(0o644)
+    for identity, file in (("backups", first), ("opens", second)):
+        jwt = f', jwt_file = "{rig.directory}/{file}"' if file else ""
+        rig.logins[identity] = f'kubernetes = {{ role = "{identity}"{jwt} }}\n'
+    found = rig.findings()
+    assert any(each.weight is Weight.SHARED and "are in one place" in each.text for each in found) == one
+    assert any(each.weight is Weight.WARNING and "can be read by what makes backups" in each.text for each in found) != one
+
+
+def test_what_logs_in_to_key_vault_is_looked_at_too(rig: Rig) -> None:
+    """Managed identities are given to a machine: who runs on it may be each of them."""
+    registered = 'client_id = "{0}"\ntenant_id = "t"\nclient_secret = {{ file = "{0}.secret" }}\n'
+    for name in ("backups", "drills"):
+        keep(rig.directory / f"{name}.secret", f"the client secret of {name}".encode())
+    rig.logins["more"] = (
+        f"[azure_key_vault]\n{registered.format('backups')}[drill.azure_key_vault]\n{registered.format('drills')}"
+    )
+    assert rig.shared() == []
+    rig.instead = {"drills.secret": "backups.secret"}
+    [found] = rig.shared()
+    assert found.startswith("the login to Key Vault of what opens them and the login to Key Vault of what makes backups are in")
+    rig.logins["more"] = '[azure_key_vault]\nclient_id = "a"\n[drill.azure_key_vault]\nclient_id = "b"\n'
+    rig.instead = {}
+    warnings = [each.text for each in rig.findings() if each.weight is Weight.WARNING]
+    assert any(each.startswith("the login to Key Vault of what opens them is this machine's own") for each in warnings)
 
 
 # -------------------------------------------------------------------------------------------------------- Azure Key Vault
