@@ -100,7 +100,7 @@ def examine(
     """
     named = [(name, config.sources[name]) for name in sources]
     signer = _signer(config, who)
-    makes = list(_that_makes(config, who, signer, opens))
+    makes = list(_that_makes(config, who, signer, looks=opens and opening is None, opens=opens))
     backup_keys = [*_backup_keys(config, who, opening, opens), *makes]
     column_keys = list(_column_keys(named, who, opens))
     if column_keys:
@@ -148,13 +148,20 @@ def _backup_keys(config: Config, who: Identities, opening: Custodian | None, ope
         yield _kept(DRILL_KEY, who.own(ref), _readable(ref, opens))
 
 
-def _that_makes(config: Config, who: Identities, signer: str | None, opens: bool) -> Iterator[Kept]:
-    """What makes backups reads to make them; nothing on a host that makes none."""
+def _that_makes(config: Config, who: Identities, signer: str | None, *, looks: bool, opens: bool) -> Iterator[Kept]:
+    """What makes backups reads to make them; nothing on a host that makes none. A drill asks no server for a password."""
     signing = config.encryption.signing_key
     if signing is None:
         return
     fingerprints = frozenset({signer} if signer else ())
     yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
+    named: list[tuple[str, SecretRef | None]] = [
+        ("the store's secret access key", config.store.secret_access_key),
+        ("the store's connection string", config.store.connection_string),
+        ("the trail's password", config.audit.password),
+        *((f"the password of {name}", source.password) for name, source in config.sources.items()),
+    ]
+    yield from (_kept(what, who.own(ref), _readable(ref, looks)) for what, ref in named if ref is not None)
     yield from (_kept(each.name, each.secret, read=True) for each in who.logins if each.secret is not None)
 
 

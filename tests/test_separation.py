@@ -449,7 +449,7 @@ def test_one_login_for_both_identities_is_found(rig: Rig, name: str) -> None:
         assert "the unit of the drill" in each.hint
 
 
-@pytest.mark.parametrize("other", ["the login to Vault of what makes backups", "the signing key"])
+@pytest.mark.parametrize("other", ["the login to Vault of what makes backups", "the password of clinic", "the signing key"])
 def test_a_login_that_opens_may_lie_in_one_object_with_nothing_that_backups_are_made_with(rig: Rig, other: str) -> None:
     members = {"other": rig.secrets.signing.secret.reveal().decode(), "drills": "the secret id of drills"}
     keep(rig.directory / "ids.json", json.dumps(members).encode())
@@ -457,6 +457,8 @@ def test_a_login_that_opens_may_lie_in_one_object_with_nothing_that_backups_are_
     rig.instead = {'{ file = "opens.id" }': '{ file = "ids.json", field = "drills" }'}
     if other == "the signing key":
         rig.signing = ref
+    elif other == "the password of clinic":
+        rig.instead[DSN] = f"{DSN}password = {ref}\n"
     else:
         rig.instead['{ file = "backups.id" }'] = ref
     assert f"the login to Vault of what opens them and {other} are in one place, file:{rig.directory}/ids.json" in rig.shared()
@@ -491,6 +493,23 @@ def test_what_logs_in_to_key_vault_is_looked_at_too(rig: Rig) -> None:
     rig.instead = {}
     warnings = [each.text for each in rig.findings() if each.weight is Weight.WARNING]
     assert any(each.startswith("the login to Key Vault of what opens them is this machine's own") for each in warnings)
+
+
+def test_what_backups_are_made_with_is_not_kept_with_a_column_key(rig: Rig) -> None:
+    """Backups cannot be made without the passwords, so whoever makes them reads what lies there."""
+    members = {"password": "the password of the role", "keyring": json.loads(rig.secrets.keyring)}
+    keep(rig.directory / "both.json", json.dumps(members).encode())
+    rig.columns = '{ file = "both.json", field = "keyring" }'
+    rig.instead = {DSN: DSN + 'password = { file = "both.json", field = "password" }\n'}
+    both = "the column keys of clinic: users.totp_secret and the password of clinic"
+    assert rig.shared() == [f"{both} are in one place, file:{rig.directory}/both.json"]
+    keep(rig.directory / "password", b"the password of the role\n")
+    keep(rig.directory / "passphrase", b"the password of the role")
+    rig.columns = '{ file = "passphrase" }'
+    rig.instead = {DSN: DSN + 'password = { file = "password" }\n', "aes-256-gcm": "pgcrypto"}
+    assert rig.shared() == [f"{both} share bytes"]
+    rig.signs = False  # whoever makes no backups has no need of it
+    assert rig.shared() == []
 
 
 # -------------------------------------------------------------------------------------------------------- Azure Key Vault
