@@ -19,6 +19,7 @@ from backupd.custody import SERVED, Custodian, beside, file_of, guard_of
 from backupd.custody.separation import Kept, digests, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
 from backupd.openpgp import Home
+from backupd.openpgp.home import names
 from backupd.openpgp.keys import PublicKey
 from backupd.redact import Secret
 
@@ -58,14 +59,14 @@ class Identities:
     """How each identity opens a reference, and what is known of OpenPGP keys without asking anybody.
 
     `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `over_identities`
-    tells by which rights it could have more than it was given. `signer` gives the fingerprint of the key that signs here.
-    `logins` are those of what makes backups, `opening_logins` of what opens them.
+    tells by which rights it could have more than it was given. `signer` gives the fingerprint of the key that signs here, and
+    the names of all its secret parts. `logins` are those of what makes backups, `opening_logins` of what opens them.
     """
 
     own: Callable[[SecretRef], Custodian]
     backups: Callable[[SecretRef], Custodian]
     over_identities: Callable[[bool], tuple[str, ...]]
-    signer: Callable[[], str]
+    signer: Callable[[], tuple[str, frozenset[str]]]
     recipients: tuple[PublicKey, ...]
     logins: tuple[ServerLogin, ...] = ()
     opening_logins: tuple[ServerLogin, ...] = ()
@@ -113,8 +114,8 @@ def examine(
         yield from _unprovable([*backup_keys, *column_keys])
 
 
-def _signer(config: Config, who: Identities) -> str | None:
-    """The fingerprint of the key that signs here, None where no key does, or where it is not to be had."""
+def _signer(config: Config, who: Identities) -> tuple[str, frozenset[str]] | None:
+    """The fingerprint and the names of the key that signs here, None where no key does, or where it is not to be had."""
     if config.encryption.signing_key is None:
         return None
     try:
@@ -123,23 +124,33 @@ def _signer(config: Config, who: Identities) -> str | None:
         return None
 
 
-def _own_reader(who: Identities, signer: str | None) -> Iterator[Finding]:
+def _own_reader(who: Identities, signer: tuple[str, frozenset[str]] | None) -> Iterator[Finding]:
+    if signer is None:
+        return
+    fingerprint, called = signer
     for key in who.recipients:
-        if signer in {key.fingerprint, *(each.fingerprint for each in key.encryption_subkeys)}:
+        if fingerprint == key.fingerprint or (called | {fingerprint}) & _openers(key):
+            which = (
+                "is also a recipient" if fingerprint == key.fingerprint else f"has a part of the recipient {key.fingerprint}"
+            )
             yield Finding(
                 Weight.SHARED,
-                f"the signing key {signer} is also a recipient: this host can read its own backups",
+                f"the signing key {fingerprint} {which}: this host can read its own backups",
                 "make a key that only signs: backupd keys generate",
             )
 
 
+def _openers(key: PublicKey) -> frozenset[str]:
+    """The names of the keys that open what is sealed to this one."""
+    return frozenset(name for each in key.encryption_subkeys for name in each.names)
+
+
 def _backup_keys(config: Config, who: Identities, opening: Custodian | None, opens: bool) -> Iterator[Kept]:
     for key in who.recipients:
-        subkeys = {each.fingerprint for each in key.encryption_subkeys}
         yield Kept(
             f"the recipient {key.fingerprint}",
             f"recipient:{key.fingerprint}",
-            fingerprints=frozenset(subkeys | {key.fingerprint}),
+            fingerprints=_openers(key) | {key.fingerprint},
         )
     if opening is not None:
         yield _kept("the key that opens backups", opening, read=True)
@@ -148,12 +159,14 @@ def _backup_keys(config: Config, who: Identities, opening: Custodian | None, ope
         yield _kept(DRILL_KEY, who.own(ref), _readable(ref, opens))
 
 
-def _that_makes(config: Config, who: Identities, signer: str | None, *, looks: bool, opens: bool) -> Iterator[Kept]:
+def _that_makes(
+    config: Config, who: Identities, signer: tuple[str, frozenset[str]] | None, *, looks: bool, opens: bool
+) -> Iterator[Kept]:
     """What makes backups reads to make them; nothing on a host that makes none. A drill asks no server for a password."""
     signing = config.encryption.signing_key
     if signing is None:
         return
-    fingerprints = frozenset({signer} if signer else ())
+    fingerprints = signer[1] | {signer[0]} if signer is not None else frozenset()
     yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
     named: list[tuple[str, SecretRef | None]] = [
         ("the store's secret access key", config.store.secret_access_key),
@@ -230,7 +243,7 @@ def _fingerprints(secret: Secret) -> frozenset[str]:
             records = home.show(secret.reveal())
     except KeyUnusable:
         return frozenset()
-    return frozenset(record.field(10) for record in records if record.kind == "fpr")
+    return names(records)
 
 
 def _asked(

@@ -233,7 +233,7 @@ class Service:
             held.of,
             held.for_backups,
             held.over_identities,
-            lambda: self.signer,
+            lambda: (self.signer, self.home.secret_names(self.signer)),
             self.recipients,
             held.logins_for_backups(),
             held.logins_that_open(),

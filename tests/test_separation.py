@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from backupd.custody import Custodian, Servers, open_custodian
 from backupd.custody import SecretRef as Reference
 from backupd.custody.key_vault import KeyVaults
 from backupd.errors import Refused
+from backupd.openpgp import Home
+from backupd.openpgp.home import Record, colons
 from backupd.separation import Finding, Weight
 from backupd.service import Service
 from tests.audit.examples import ACTOR
@@ -415,6 +418,41 @@ def test_a_wrapped_key_whose_older_versions_may_be_in_clear_is_told(rig: Rig) ->
     [warning] = [each for each in rig.findings() if "older versions" in each.text]
     assert f"may read {rig.mount}/data/clinic/totp, whose older versions are in clear" in warning.text
     assert "bao kv destroy" in warning.hint
+
+
+@pytest.mark.parametrize("parts", ["--export-secret-keys", "--export-secret-subkeys"])
+def test_a_signing_key_with_a_part_that_opens_backups_is_found(rig: Rig, parts: str) -> None:
+    """Its certificate is no recipient's, but a recipient's has adopted its subkey: gpg needs no more than the numbers."""
+    with Home() as home:
+        call = ("--pinentry-mode", "loopback", "--passphrase", "")
+        home.call(*call, "--quick-generate-key", "Clinic, signing", "ed25519", "sign", "never")
+        [signing] = fingerprints(home)
+        home.call(*call, "--quick-add-key", signing, "cv25519", "encrypt", "never")
+        [_, subkey] = [each.field(10) for each in listed(home, signing) if each.kind == "grp"]
+        home.call(*call, "--quick-generate-key", "Clinic, operations", "ed25519", "cert", "never")
+        [operations] = set(fingerprints(home)) - {signing}
+        dialogue = f"addkey\n13\n{subkey}\ns\nq\n0\nsave\n"  # an existing key, by its keygrip; not to sign; for ever
+        edit = ("--no-batch", "--command-fd", "0", "--expert", "--edit-key", operations)
+        home.call(*call, *edit, stdin=dialogue.encode())
+        assert subkey in [each.field(10) for each in listed(home, operations) if each.kind == "grp"]
+        (rig.directory / "adopted.pub.asc").write_bytes(home.call("--armor", "--export", operations).stdout)
+        keep(rig.directory / "adopted.sec.asc", home.call("--armor", parts, signing).stdout)
+        signs_alone = home.call("--armor", "--export-secret-keys", f"{signing}!").stdout
+    rig.instead = {'"operations.pub.asc"': '"adopted.pub.asc"'}
+    rig.signing = '{ file = "adopted.sec.asc" }'
+    told = f"the signing key {signing} has a part of the recipient {operations}: this host can read its own backups"
+    assert rig.shared() == [told]
+    keep(rig.directory / "adopted.sec.asc", signs_alone)
+    assert rig.shared() == []
+
+
+def fingerprints(home: Home) -> list[str]:
+    records = colons(home.call("--list-keys", "--with-colons").stdout)
+    return [following.field(10) for record, following in pairwise(records) if record.kind == "pub"]
+
+
+def listed(home: Home, fingerprint: str) -> tuple[Record, ...]:
+    return colons(home.call("--list-keys", "--with-colons", "--with-keygrip", fingerprint).stdout)
 
 
 # ------------------------------------------------------------------------------- the logins, and what backups are made with

@@ -16,7 +16,7 @@ import select
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ KEY_FILE_BYTES = 1 << 20  # no key of use is larger; what is larger was made to 
 CALL_TIMEOUT_S = 120.0  # of one short call; a busy machine may take its time, a stuck gpg may not have for ever
 SOCKET_NAME_BYTES = 106  # sun_path has 108 with its NUL, unix(7); gpg-agent does not start with one byte less than that
 FINGERPRINT = re.compile(r"[0-9A-F]{40}")  # version 4, RFC 4880 section 12.2
+KEYGRIP = "keygrip "
 _PREFIX = "backupd-gpg-"
 _LONGEST_SOCKET = "/S.gpg-agent.browser"
 
@@ -152,7 +153,7 @@ class Home:
         # A key whose creation lies in the future has no valid self-signature yet, and would show no capability.
         clock = ("--ignore-time-conflict", "--ignore-valid-from")
         try:
-            return colons(self.call(*clock, "--show-keys", "--with-colons", stdin=key).stdout)
+            return colons(self.call(*clock, "--show-keys", "--with-colons", "--with-keygrip", stdin=key).stdout)
         except ProcessFailed as error:
             if error.status != 2:  # what gpg ends with when it has read something and does not like it
                 raise
@@ -164,6 +165,17 @@ class Home:
     def listed(self, fingerprint: str) -> tuple[Record, ...]:
         """This home's records of one key. Raises ProcessFailed when it has none of that fingerprint."""
         return colons(self.call("--list-keys", "--with-colons", fingerprint).stdout)
+
+    def secret_names(self, fingerprint: str) -> frozenset[str]:
+        """The names, as `names` gives them, of each part of a key whose secret half is in this home. Raises ProcessFailed."""
+        found: list[Record] = []
+        here = False
+        for record in colons(self.call("--list-secret-keys", "--with-colons", "--with-keygrip", fingerprint).stdout):
+            if record.kind in {"sec", "ssb"}:
+                here = record.field(15) == "+"  # `#` is a part that was left out, a number that of a card
+            if here:
+                found.append(record)
+        return names(found)
 
     def import_public(self, key: bytes) -> str:
         """The fingerprint of the one public key in `key`. Raises KeyUnusable: a secret key, several, none."""
@@ -272,6 +284,15 @@ def colons(listing: bytes) -> tuple[Record, ...]:
     """A `--with-colons` listing, its C-style escapes (`\\x3a`) undone."""
     lines = [line for line in listing.decode(errors="replace").split("\n") if line]
     return tuple(Record(tuple(_unescape(field) for field in line.split(":"))) for line in lines)
+
+
+def names(records: Iterable[Record]) -> frozenset[str]:
+    """What the keys in a listing are known by: their fingerprints, and their keygrips, which are so called.
+
+    A keygrip names the numbers of a key alone: it stays when another certificate adopts them, and the fingerprint need not.
+    """
+    marks = {"fpr": "", "grp": KEYGRIP}
+    return frozenset(marks[record.kind] + record.field(10) for record in records if record.kind in marks)
 
 
 def _unescape(field: str) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from backupd.errors import KeyUnusable
-from backupd.openpgp.home import FINGERPRINT, Home, Record
+from backupd.openpgp.home import FINGERPRINT, Home, Record, names
 from backupd.redact import Secret, printable
 
 Purpose = Literal["encrypt", "sign"]
@@ -37,7 +37,10 @@ _ENOUGH_BITS = 2048  # of those; elliptic curves count otherwise
 
 @dataclass(frozen=True, slots=True)
 class Subkey:
-    """One key of a certificate, the primary included. `algorithm` is `RSA` or a curve's name, `bits` its size."""
+    """One key of a certificate, the primary included. `algorithm` is `RSA` or a curve's name, `bits` its size.
+
+    `names` are its fingerprint and its keygrip, as in `home.names`.
+    """
 
     fingerprint: str
     created_at: datetime
@@ -45,6 +48,7 @@ class Subkey:
     revoked: bool
     algorithm: str
     bits: int
+    names: frozenset[str]
 
     @property
     def key_id(self) -> str:
@@ -191,7 +195,7 @@ def _public_key(records: tuple[Record, ...], data: bytes) -> PublicKey:
 
 def _keys(records: tuple[Record, ...]) -> Iterable[tuple[Subkey, str]]:
     """Each key with what it may do; those without a valid signature of the primary key (`i`) are left out."""
-    for record, following in itertools.pairwise(records):
+    for at, (record, following) in enumerate(itertools.pairwise(records), 1):
         if record.kind not in {"pub", "sub"}:
             continue
         if record.field(2) == "i":
@@ -209,7 +213,8 @@ def _keys(records: tuple[Record, ...]) -> Iterable[tuple[Subkey, str]]:
         created, expires = _time(record.field(6)), _time(record.field(7))
         if created is None:
             raise KeyUnusable("the key does not say when it was made", "make a new key")
-        yield Subkey(fingerprint, created, expires, record.field(2) == "r", algorithm, bits), record.field(12)
+        called = names(itertools.takewhile(lambda each: each.kind not in {"pub", "sub"}, records[at:]))
+        yield Subkey(fingerprint, created, expires, record.field(2) == "r", algorithm, bits, called), record.field(12)
 
 
 def _weakness(key: Subkey) -> str | None:
