@@ -285,6 +285,14 @@ def test_a_signing_key_that_opens_backups_is_found(rig: Rig) -> None:
     assert any("is also a recipient" in each for each in rig.shared())
 
 
+def test_the_body_of_a_key_as_a_passphrase_is_found(rig: Rig) -> None:
+    lines = rig.secrets.signing.secret.reveal().split(b"\n\n", 1)[1].splitlines()
+    body = rig.secrets.planted.register(b"".join(lines[: lines.index(b"-----END PGP PRIVATE KEY BLOCK-----")]), "key's body")
+    keep(rig.directory / "passphrase", body)
+    rig.columns, rig.instead = '{ file = "passphrase" }', {"aes-256-gcm": "pgcrypto"}
+    assert rig.shared() == ["the column keys of clinic: users.totp_secret and the signing key share bytes"]
+
+
 # --------------------------------------------------------------------------------------------- what keeps the answer away
 
 

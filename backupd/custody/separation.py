@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import hmac
 import os
+import re
 from base64 import b64decode
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 from backupd.redact import Secret
 
 SHORTEST = 8  # bytes of a piece that is compared; shorter ones are equal by chance
+_CHECKSUM = re.compile(rb"=[A-Za-z0-9+/]{4}\Z")  # of an armour, RFC 4880 section 6.1
 _APART = "keep them with different custodians"
 _SALT = os.urandom(32)  # a digest is worth nothing outside of this process
 
@@ -94,7 +96,7 @@ def place_of(locator: str) -> str:
 
 
 def digests(pieces: Iterable[Secret]) -> frozenset[bytes]:
-    """Digests of keys, such that two spellings of the same bytes have one in common: raw, hexadecimal, base64."""
+    """Digests of keys, such that two spellings of the same bytes have one in common: raw, hexadecimal, base64, armour."""
     spelt = (each for piece in pieces for each in _spelt(piece.reveal().strip()))
     return frozenset(hmac.digest(_SALT, each, "sha256") for each in spelt if len(each) >= SHORTEST)
 
@@ -103,5 +105,24 @@ def _spelt(raw: bytes) -> Iterator[bytes]:
     yield raw
     with suppress(binascii.Error, ValueError):
         yield bytes.fromhex(raw.decode("ascii"))
-    with suppress(binascii.Error, ValueError):
-        yield b64decode(raw.translate(bytes.maketrans(b"-_", b"+/")) + b"=" * (-len(raw) % 4), validate=True)
+    for body in (raw, *_armoured(raw)):
+        text = b"".join(body.split()).translate(bytes.maketrans(b"-_", b"+/"))
+        for each in {text, _CHECKSUM.sub(b"", text)}:
+            with suppress(binascii.Error, ValueError):
+                yield b64decode(each + b"=" * (-len(each) % 4), validate=True)
+
+
+def _armoured(raw: bytes) -> Iterator[bytes]:
+    """What stands in each armour (RFC 4880, 6.2): from the blank line behind its headers to its last line."""
+    body: list[bytes] | None = None
+    headers = False
+    for line in raw.splitlines():
+        if line.startswith(b"-----BEGIN PGP "):
+            body, headers = [], True
+        elif line.startswith(b"-----END PGP ") and body:
+            yield b"".join(body)
+            body = None
+        elif headers:
+            headers = bool(line.strip())
+        elif body is not None:
+            body.append(line)

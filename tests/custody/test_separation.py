@@ -1,10 +1,11 @@
 """The rule that parts keys, as a matrix: everything that two keys may share is found, and everything that may be is let be."""
 
-from base64 import b64encode, urlsafe_b64encode
+from base64 import b64encode, encodebytes, urlsafe_b64encode
 
 import pytest
 
 from backupd.custody.separation import Kept, digests, place_of, shared
+from backupd.openpgp.packets import crc24
 from backupd.redact import Secret
 from tests.leak_watch import Planted
 
@@ -122,6 +123,34 @@ def test_a_key_that_lies_beside_another_as_well_is_told(planted: Planted) -> Non
     same = digests([Secret("a word that both objects have")])
     both = (Kept("one", "env:A#a", digests=key, beside=key | same), Kept("two", "env:B#b", digests=other, beside=other | same))
     assert told(*both) == []
+
+
+def test_an_armour_is_one_more_spelling_and_its_body_alone_another(planted: Planted) -> None:
+    """Of a key's file, its lines alone, or all of them in one, make a passphrase as good as any."""
+    packets = planted.key() + planted.key() + b"0"  # 65 bytes: with padding, and of more than one line
+    body, crc = encodebytes(packets).decode(), "=" + b64encode(crc24(packets)).decode()
+    armours = [
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----{end}{head}{end}{body.replace(chr(10), end)}{crc}{end}"
+        f"-----END PGP PRIVATE KEY BLOCK-----{end}"
+        for end in ("\n", "\r\n")
+        for head in ("", f"Version: 1{end}Comment: a{end}")
+    ]
+    bodies: list[str | bytes] = [
+        body,
+        body + crc,
+        body.replace("\n", ""),
+        body.replace("\n", "") + crc,
+        body.replace("\n", " "),
+        packets,
+        *armours,
+    ]
+    for one in armours:
+        for two in bodies:
+            ours = Kept("the drill's secret key", "file:/a", digests=digests([Secret(one)]))
+            theirs = Kept("the column keys", "file:/b", digests=digests([Secret(two)]))
+            assert told(ours, theirs) == ["the column keys and the drill's secret key share bytes"]
+    ours = Kept("the drill's secret key", "file:/a", digests=digests([Secret(armours[0])]))
+    assert told(ours, Kept("the column keys", "file:/b", digests=digests([Secret(planted.key() + planted.key())]))) == []
 
 
 def test_what_is_too_short_to_mean_anything_or_was_not_read_is_not_compared() -> None:
