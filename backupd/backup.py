@@ -26,7 +26,19 @@ from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, name_of, predecessor
 from backupd.columns import ciphers
 from backupd.errors import Interrupted, KeyUnusable, ProcessFailed
-from backupd.manifest import Artifact, ColumnKeys, Expectations, Head, Kind, Level, Manifest, Predecessor, Source, Tools
+from backupd.manifest import (
+    ARTIFACTS,
+    Artifact,
+    ColumnKeys,
+    Expectations,
+    Head,
+    Kind,
+    Level,
+    Manifest,
+    Predecessor,
+    Source,
+    Tools,
+)
 from backupd.openpgp import Home, cleartext, keys, messages, packets
 from backupd.openpgp.keys import PublicKey
 from backupd.pipeline import Pipeline
@@ -40,7 +52,6 @@ from backupd.transfer import Progress, Sent
 log = logs.get(__name__)
 
 _MISSING_NAMED = 3  # of the backups that a manifest notes as missing: `check` names all
-ARTIFACTS = {Kind.DATABASE: "database.dump.gpg", Kind.GLOBALS: "globals.sql.gpg"}
 
 
 @dataclass(frozen=True, slots=True)

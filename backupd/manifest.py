@@ -39,6 +39,9 @@ class Kind(StrEnum):
     GLOBALS = "globals"
 
 
+ARTIFACTS: Mapping[Kind, str] = {Kind.DATABASE: "database.dump.gpg", Kind.GLOBALS: "globals.sql.gpg"}  # their only names
+
+
 class Level(StrEnum):
     """How much a backup notes of what a restore must show: counts, row digests of every table, or nothing."""
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _NOT_PROVED = (
     "who asks and why is what the request says: compare the code with them, over a line that you know",
-    "whoever holds the signing key could have named another backup's session keys in this manifest",
+    "whoever holds the signing key could have named other messages of your key in this manifest, two at most",
 )
 
 
@@ -120,6 +120,7 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
     type=click.Path(path_type=Path),
     help="The GNUPGHOME of your own gpg, for a key with a passphrase or on a smart card.",
 )
+@click.option("--recipient", help="The fingerprint of the key to be used; needed where --gpg-home has several that open.")
 @click.option("--out", type=click.Path(path_type=Path), help="The release to be written, a new file. Default: only look.")
 @options
 def release(
@@ -129,6 +130,7 @@ def release(
     code: str | None,
     secret_key: Path | None,
     gpg_home: Path | None,
+    recipient: str | None,
     out: Path | None,
 ) -> int:
     """Show what REQUEST asks for and, with --out, release the session keys of that one backup.
@@ -158,14 +160,17 @@ def release(
             raise
         about = {"action": "release session keys", "request_code": proved.code, "asked_by": _who(proved)}
         source, backup_id = proved.manifest.source.name, proved.manifest.backup_id
+        if not session.json:
+            _show(proved)  # before a PIN is asked for
+        key = _Key(secret_key, gpg_home, recipient)
         if out is not None and trail is None:
-            given = _give(proved, home, secret_key, gpg_home, session, out)
+            given = _give(proved, home, key, session, out)
         elif out is not None and trail is not None:
             with trail.recording(Operation.KEYS, source=source, backup_id=backup_id, **about) as run:
-                given = _give(proved, home, secret_key, gpg_home, session, out)
+                given = _give(proved, home, key, session, out)
                 run.note(fingerprints=given.fingerprints, release_sha256=given.sha256)
     result = _to_json(proved, given, session, out)
-    session.result(result, lambda: _tell_release(proved, result, recorded=trail is not None))
+    session.result(result, lambda: _tell_release(result, recorded=trail is not None))
     return 0
 
 
@@ -191,28 +196,52 @@ def _prove(data: bytes, home: Home, signers: tuple[Path, ...], code: str | None)
     return prove(data, home, frozenset(home.import_public(public_key(path).data) for path in signers))
 
 
-def _give(proved: Proved, home: Home, secret_key: Path | None, gpg_home: Path | None, session: Session, out: Path) -> Given:
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """The long-lived key: a file, or in the custodian's own gpg; and its fingerprint, where it was given."""
+
+    file: Path | None
+    gpg_home: Path | None
+    recipient: str | None
+
+
+def _give(proved: Proved, home: Home, key: _Key, session: Session, out: Path) -> Given:
     from backupd.release import give
 
-    with _keyring(secret_key, gpg_home) as keyring:
-        given = give(proved, keyring, home, session.actor())
+    wanted = None if key.recipient is None else key.recipient.replace(" ", "").upper()
+    if wanted is not None and wanted not in proved.manifest.recipients:
+        raise Refused(
+            f"the backup is not sealed to {printable(str(key.recipient))}, but to {' and '.join(proved.manifest.recipients)}",
+            "give the fingerprint of one of these with --recipient, if it is a key of yours for backups",
+        )
+    with _keyring(key, wanted) as keyring:
+        given = give(proved, keyring, home, session.actor(), wanted)
     with _new_file(out, given.data):
         return given
 
 
 @contextmanager
-def _keyring(secret_key: Path | None, gpg_home: Path | None) -> Iterator[Keyring]:
-    """Where the long-lived key is: the custodian's own gpg, or a home in memory that a key file is read into."""
-    if gpg_home is not None:
+def _keyring(key: _Key, wanted: str | None) -> Iterator[Keyring]:
+    """Where the long-lived key is: the custodian's own gpg, or a home in memory that a key file is read into.
+
+    Raises Refused for a gpg with several keys that open, none of them named: the signer may have named another message's head.
+    """
+    if key.gpg_home is not None:
         from backupd.openpgp.own_home import OwnHome
 
-        yield OwnHome(gpg_home, os.environ)
+        own = OwnHome(key.gpg_home, os.environ)
+        if wanted is None and len(openers := own.openers()) > 1:
+            raise Refused(
+                f"{printable(str(key.gpg_home))} has {len(openers)} keys that open messages: {', '.join(openers)}",
+                "name the one that backups are sealed to, with --recipient FINGERPRINT",
+            )
+        yield own
         return
     from backupd.custody import SecretRef, open_custodian
     from backupd.openpgp import Home
 
     with Home() as private:
-        private.import_secret(open_custodian(SecretRef("file", str(Path(str(secret_key)).absolute())), os.environ).fetch())
+        private.import_secret(open_custodian(SecretRef("file", str(Path(str(key.file)).absolute())), os.environ).fetch())
         yield private
 
 
@@ -276,6 +305,7 @@ def _to_json(proved: Proved, given: Given | None, session: Session, out: Path | 
         "manifest_sha256": proved.manifest_sha256,
         "snapshot_at": manifest.snapshot.taken_at.isoformat(timespec="seconds"),
         "artifacts": [{"name": each.name, "size": each.size} for each in manifest.artifacts],
+        "recipients": list(manifest.recipients),
         "signed_by": proved.signed_by,
         "signed_at": proved.signed_at.isoformat(timespec="seconds"),
         "not_proved": list(_NOT_PROVED),
@@ -289,13 +319,15 @@ def _tell_request(out: Path, key_file: Path, code: str, backup_id: str) -> None:
     click.echo("the code, to be told to the custodian by another way: " + click.style(code, bold=True))
 
 
-def _tell_release(proved: Proved, result: dict[str, Any], *, recorded: bool) -> None:
+def _show(proved: Proved) -> None:
+    """What is asked for: proved, said, and not proved."""
     manifest, by = proved.manifest, proved.request.by
     rows: list[Row] = [
         ("backup", manifest.backup_id),
         ("of", f"{manifest.source.name}: database {manifest.source.database}, PostgreSQL {manifest.source.server_version}"),
         ("as it was at", f"{manifest.snapshot.taken_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("artifacts", ", ".join(f"{each.name} ({shown_size(each.size)})" for each in manifest.artifacts)),
+        *(("sealed to", fingerprint) for fingerprint in manifest.recipients),
         ("manifest signed by", f"{proved.signed_by} at {proved.signed_at:%Y-%m-%d %H:%M:%S} UTC"),
     ]
     table(("proved", ""), rows)
@@ -308,6 +340,9 @@ def _tell_release(proved: Proved, result: dict[str, Any], *, recorded: bool) -> 
     for line in _NOT_PROVED:
         click.echo(f"not proved: {line}")
     click.echo("the code of this request: " + click.style(proved.code, bold=True))
+
+
+def _tell_release(result: dict[str, Any], *, recorded: bool) -> None:
     if not result["released"]:
         click.echo("nothing was released: give --out FILE, and --secret-key FILE or --gpg-home DIRECTORY")
         return

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backupd.errors import ConfigError
-from backupd.pipeline import Command
+from backupd.errors import ConfigError, ProcessFailed
+from backupd.openpgp.home import CALL_TIMEOUT_S, colons
+from backupd.pipeline import Command, run
 
 # What a pinentry needs to reach the person whose key it is.
 _PASSED_ON = (
@@ -39,3 +40,22 @@ class OwnHome:
         options = ("--no-options", "--batch", "--no-tty", "--homedir", str(self.directory.absolute()), "--disable-dirmngr")
         passed = {each: self.environ[each] for each in _PASSED_ON if each in self.environ}
         return Command(name=name, argv=(gpg, *options, *args), env=passed)
+
+    def openers(self) -> tuple[str, ...]:
+        """The fingerprints of the keys that open messages here, by their secret half or a card's. Raises ConfigError."""
+        try:
+            listing = run(self.command("gpg", "--list-secret-keys", "--with-colons"), timeout_s=CALL_TIMEOUT_S).stdout
+        except ProcessFailed as error:
+            raise ConfigError(
+                f"gpg does not list the keys in {self.directory}", "does `gpg --list-secret-keys` show them?"
+            ) from error
+        primary, opens = "", False
+        found: list[str] = []
+        for record in colons(listing):  # doc/DETAILS: each key's record, then its fingerprint; a small e is this very key's
+            if record.kind in {"sec", "ssb"}:
+                primary = "" if record.kind == "sec" else primary
+                opens = "e" in record.field(12) and record.field(15) != "#"  # of this one there is no secret half here
+            elif record.kind == "fpr":
+                primary = primary or record.field(10)
+                found += [primary] if opens else []
+        return tuple(dict.fromkeys(found))

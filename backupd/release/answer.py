@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from backupd.audit.records import Actor
-from backupd.errors import ConfigError, ProcessFailed, SecretUnavailable, Tampered
+from backupd.errors import ConfigError, ProcessFailed, Refused, SecretUnavailable, Tampered
 from backupd.manifest import BACKUP_ID, SOURCE_NAME
 from backupd.opening import SessionKeys
 from backupd.openpgp import Home, messages, session_keys
@@ -47,12 +47,20 @@ class Given:
         return hashlib.sha256(self.data).hexdigest()
 
 
-def give(proved: Proved, keyring: Keyring, home: Home, by: Actor) -> Given:
+def give(proved: Proved, keyring: Keyring, home: Home, by: Actor, recipient: str | None = None) -> Given:
     """Release the session keys of a proved request with the secret key in `keyring`; `home` only seals the answer.
 
-    Raises SecretUnavailable when that key does not open this backup.
+    Raises SecretUnavailable when no key there opens this backup, Refused when one does that is not the `recipient` named, or
+    that the manifest does not name: a keyring may hold keys for other things than backups.
     """
     taken = {name: session_keys.take(keyring, head) for name, head in proved.request.heads.items()}
+    allowed = [each for each in proved.manifest.recipients if recipient in (None, each)]
+    for name, (_, opener) in taken.items():
+        if opener not in allowed:
+            raise Refused(
+                f"what the request calls {name} was opened by the key {opener}, not by {' or '.join(allowed) or recipient}",
+                "nothing was released: find out who made the request, and whose message this is",
+            )
     now = datetime.now(UTC)
     plain = {
         "format": FORMAT,

@@ -19,7 +19,7 @@ from backupd import manifest as manifests
 from backupd.audit.records import Actor, Via
 from backupd.catalog import LARGEST, MANIFEST, Entry, name_of
 from backupd.errors import ConfigError, Refused, Tampered
-from backupd.manifest import Artifact, Head, Manifest
+from backupd.manifest import ARTIFACTS, Artifact, Head, Manifest
 from backupd.openpgp import Home, cleartext, keys, session_keys
 from backupd.openpgp.keys import KeyPair, PublicKey
 from backupd.redact import printable
@@ -122,12 +122,20 @@ def read(data: bytes) -> Request:
 def prove(data: bytes, home: Home, signers: Collection[str]) -> Proved:
     """Prove which backup a request file asks for. `signers` are the pinned fingerprints, whose public keys are in `home`.
 
-    Raises Tampered: no request, a manifest that none of the signers signed, or heads that are not those of this backup.
+    Raises Tampered: no request, a manifest that none of the signers signed or that lists more than one backup has, or heads
+    that are not those of this backup.
     Raises Refused for a backup whose manifest notes no heads, KeyUnusable when there is no key to answer to.
     """
     request = read(data)
     verified = cleartext.verify(home, request.manifest, signers)
     manifest = manifests.parse(verified.text)
+    for artifact in manifest.artifacts:
+        if artifact.name != ARTIFACTS[artifact.kind]:  # names are never doubled, so there is one of each kind at most
+            raise Tampered(
+                f"the manifest of {manifest.backup_id} lists {artifact.name}, and a backup has one"
+                f" {' and one '.join(ARTIFACTS.values())}",
+                "release nothing, and find out who signed it",
+            )
     names = {artifact.name for artifact in manifest.artifacts}
     if set(request.heads) != names:
         raise Tampered("the request holds other heads than its backup has artifacts", "have it made anew")

@@ -249,6 +249,7 @@ def test_people_are_shown_what_is_proved_and_what_is_not(night: Night, tmp_path:
     looked = offline(night.clinic, *where).ok().stdout
     for expected in (
         night.a,
+        night.clinic.secrets.escrow.fingerprint,
         "the asker",
         "a disk was lost",
         night.asked["code"],
@@ -281,8 +282,34 @@ def test_a_custodians_own_gpg_releases_too(night: Night, tmp_path: Path) -> None
             assert keys.backup_id == night.a
             both = ("--secret-key", str(night.safe / "escrow.sec.asc"), *own)
             assert offline(night.clinic, *where, *both).code == 2
+            _a_gpg_with_several_keys(night, (*where, "--gpg-home", str(keyring)), tmp_path, gpg, environment)
         finally:
             subprocess.run(["gpgconf", "--kill", "all"], env=environment, check=True, timeout=120)
+
+
+def _a_gpg_with_several_keys(
+    night: Night, where: tuple[str, ...], out: Path, gpg: tuple[str, ...], environment: dict[str, str]
+) -> None:
+    """The custodian has to say which of them backups are sealed to."""
+    subprocess.run(
+        [*gpg, "--passphrase", "", "--quick-gen-key", "Private letters", "default", "default", "never"],
+        env=environment,
+        check=True,
+        timeout=120,
+    )
+    escrow = night.clinic.secrets.escrow.fingerprint
+    release = out / "several"
+    unsaid = offline(night.clinic, *where, "--out", str(release), "--json")
+    assert (unsaid.code, unsaid.error["exit_code"]) == (4, 4)
+    assert "2 keys that open messages" in unsaid.error["error"]
+    assert escrow in unsaid.error["error"]
+    assert "--recipient" in unsaid.error["hint"]
+    other = offline(night.clinic, *where, "--recipient", "A" * 40, "--out", str(release), "--json")
+    assert other.code == 4
+    assert "the backup is not sealed to" in other.error["error"]
+    assert not release.exists()
+    done = offline(night.clinic, *where, "--recipient", escrow.lower(), "--out", str(release), "--json").ok().json
+    assert done["keys_used"] == [escrow]
 
 
 def test_files_are_private_and_never_written_over(night: Night) -> None:

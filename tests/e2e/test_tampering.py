@@ -21,10 +21,9 @@ from pathlib import Path
 import pytest
 
 from backupd import opening, transfer
-from backupd.backup import ARTIFACTS
 from backupd.catalog import MANIFEST, Catalog, name_of
 from backupd.errors import Tampered
-from backupd.manifest import Artifact, Kind, Manifest, render
+from backupd.manifest import ARTIFACTS, Artifact, Kind, Manifest, render
 from backupd.opening import Opening
 from backupd.openpgp import Home, cleartext, keys
 from backupd.postgres import archive, clients, session

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 
 from backupd import opening
 from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable, Tampered
-from backupd.manifest import Manifest
+from backupd.manifest import Head, Manifest
+from backupd.manifest import render as render_manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys, messages
 from backupd.openpgp.keys import KeyPair
@@ -144,6 +146,47 @@ def test_heads_of_another_backup_are_not_released_under_this_ones_name(shelf: Sh
     for heads in ({}, {"database.dump.gpg": request.heads["database.dump.gpg"]}, {**request.heads, "more": b"x"}):
         with pytest.raises(Tampered, match="other heads than its backup has artifacts"):
             proven(shelf, render(replace(request, heads=heads)))
+
+
+def resigned(shelf: Shelf, data: bytes, manifest: Manifest, heads: dict[str, bytes]) -> bytes:
+    """What somebody can ask who has the signing key."""
+    signed = cleartext.sign(shelf.home, render_manifest(manifest), shelf.signer)
+    return render(replace(read(data), manifest=signed, heads=heads))
+
+
+def test_a_signer_cannot_ask_for_many_backups_as_one(shelf: Shelf, asked: tuple[bytes, KeyPair]) -> None:
+    a, heads = shelf.a.proved(), dict(read(asked[0]).heads)
+    head = read(ask(shelf.b, shelf.store, ASKER)[0]).heads["database.dump.gpg"]
+    for name in ("database-2.dump.gpg", "globals.sql"):
+        more = replace(a.artifacts[0], name=name, head=Head(len(head), hashlib.sha256(head).hexdigest()))
+        request = resigned(shelf, asked[0], replace(a, artifacts=(*a.artifacts, more)), {**heads, name: head})
+        with pytest.raises(Tampered, match=f"lists {name}, and a backup has one database.dump.gpg and one globals.sql.gpg"):
+            proven(shelf, request)
+    swapped = tuple(replace(each, kind=other.kind) for each, other in zip(a.artifacts, reversed(a.artifacts), strict=True))
+    with pytest.raises(Tampered, match="and a backup has one"):
+        proven(shelf, resigned(shelf, asked[0], replace(a, artifacts=swapped), heads))
+
+
+def test_another_message_of_the_custodians_is_not_released(shelf: Shelf, asked: tuple[bytes, KeyPair]) -> None:
+    """Its head stands in a manifest that a thief of the signing key signed; a key opens it that backups are not sealed to."""
+    private = keys.generate("Private letters", purpose="encrypt", expires_days=None)
+    with Home() as home:
+        letter = run(messages.seal(home, [keys.inspect(private.public, "key")]), b"dear keeper", timeout_s=60).stdout
+    a, head = shelf.a.proved(), sealed_head(letter)
+    noted = replace(a.artifacts[0], head=Head(len(head), hashlib.sha256(head).hexdigest()))
+    forged = replace(a, artifacts=(noted, a.artifacts[1]))
+    heads = {**read(asked[0]).heads, noted.name: head}
+    with Home() as keyring, Home() as home:
+        for pair in (shelf.pairs.escrow, private):
+            keyring.import_secret(pair.secret)
+        proved = proven(shelf, resigned(shelf, asked[0], forged, heads))
+        with pytest.raises(Refused, match=f"database.dump.gpg was opened by the key {private.fingerprint}, not by"):
+            give(proved, keyring, home, CUSTODIAN)
+        # A manifest that names that key too gets no further where the custodian says which key he means.
+        named = replace(forged, recipients=(*forged.recipients, private.fingerprint))
+        proved = proven(shelf, resigned(shelf, asked[0], named, heads))
+        with pytest.raises(Refused, match=f"{private.fingerprint}, not by {shelf.pairs.escrow.fingerprint}"):
+            give(proved, keyring, home, CUSTODIAN, shelf.pairs.escrow.fingerprint)
 
 
 def test_a_manifest_that_no_pinned_key_signed_is_not_believed(shelf: Shelf, asked: tuple[bytes, KeyPair]) -> None:
