@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -87,10 +88,21 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and end the process with its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     streams.prepare()
+    _leave_no_core()
     gc.set_threshold(50_000, 20, 100)  # a command is short, and most of what it allocates are modules that stay
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, _interrupt)
     sys.exit(_run(arguments))
+
+
+def _leave_no_core() -> None:
+    """No core dump of this process, or of one it starts: it would hold keys, and anybody's Ctrl-\\ would make it.
+
+    A limit of one byte is what the kernel refuses for files and for the pipe of a core pattern; none at all is for files alone.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    if hard != 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
+import resource
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from backupd.openpgp import keys
+from tests.e2e.processes import wait_for
 from tests.installation import Installation
 
 GROUPS = {"audit": ("list", "show", "verify", "export", "install-sql"), "keys": ("generate", "show")}
@@ -182,3 +188,35 @@ def redirected(clinic: Installation, streams: str, *arguments: str) -> subproces
     line = f'"$0" -m backupd "$@" {streams}'
     argv = ["sh", "-c", line, sys.executable, *arguments]
     return subprocess.run(argv, cwd=clinic.directory, env=clinic.environment(), capture_output=True, text=True, timeout=240)
+
+
+def _reader(fifo: Path) -> int | None:
+    """A descriptor to write to the fifo, once somebody reads it."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
+
+
+def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
+    """Ctrl-\\ at the custodian's, where whoever is logged in has no limit: a core would hold the key that opens all."""
+    if resource.getrlimit(resource.RLIMIT_CORE)[1] == 0:
+        pytest.skip("no process here may dump its core")
+    fifo = tmp_path / "request"
+    os.mkfifo(fifo)
+    release = [sys.executable, "-m", "backupd", "keys", "release", str(fifo), "--signer", str(tmp_path / "none")]
+    typed = ["sh", "-c", 'ulimit -S -c "$(ulimit -H -c)"; exec "$@"', "sh", *release]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(typed, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
+        writing = wait_for(lambda: _reader(fifo), process)  # it waits for a request now
+        assert writing is not None, process.stderr.read() if process.stderr is not None else None
+        try:
+            process.send_signal(signal.SIGQUIT)
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        finally:
+            os.close(writing)
+    assert ended is not None
+    assert (ended.si_status, ended.si_code) == (signal.SIGQUIT, os.CLD_KILLED)
+    assert list(tmp_path.iterdir()) == [fifo]
