@@ -12,7 +12,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from backupd import manifest as manifests
@@ -29,6 +29,8 @@ FORMAT = 1
 KIND = "backupd session-key request"
 LARGEST_REQUEST = 48 << 20  # bytes: the largest manifest in base64, and its heads
 EXPIRES_DAYS = 7  # of the one-time key, and so of the request: nobody finds one in a drawer and answers it
+_LIFE = timedelta(days=EXPIRES_DAYS)
+_CLOCKS_DIFFER = timedelta(hours=1)  # between two machines, one of which may have no network
 _LONGEST_TEXT = 2000
 _CODE_DIGITS = 20  # 80 bits: read out over a telephone, and not to be met by trying
 
@@ -124,7 +126,8 @@ def prove(data: bytes, home: Home, signers: Collection[str]) -> Proved:
 
     Raises Tampered: no request, a manifest that none of the signers signed or that lists more than one backup has, or heads
     that are not those of this backup.
-    Raises Refused for a backup whose manifest notes no heads, KeyUnusable when there is no key to answer to.
+    Raises Refused for a backup whose manifest notes no heads, for a request of another time, and for one whose answer would be
+    sealed to a key that is not made for one answer; KeyUnusable when there is no key to answer to.
     """
     request = read(data)
     verified = cleartext.verify(home, request.manifest, signers)
@@ -142,14 +145,34 @@ def prove(data: bytes, home: Home, signers: Collection[str]) -> Proved:
     for artifact in manifest.artifacts:
         _require(artifact, manifest, request.heads[artifact.name])
     reply_to = keys.inspect(request.reply_to, "the one-time key of the request", home=home)
-    for problem in keys.problems(reply_to, datetime.now(UTC), purpose="encrypt", warn_days=0):
+    now = datetime.now(UTC)
+    for problem in keys.problems(reply_to, now, purpose="encrypt", warn_days=0):
         if problem.fatal:
             raise ConfigError(
                 f"the request cannot be answered: {problem.message}",
                 f"requests live {EXPIRES_DAYS} days: ask anew, or {problem.hint}",
             )
+    if why := _not_to_be_answered(request, manifest, reply_to, now):
+        raise Refused(
+            f"the request cannot be answered: {why}", "have it made anew by `backupd keys request`; is the clock here right?"
+        )
     digest = hashlib.sha256(data).hexdigest()
     return Proved(request, manifest, verified.fingerprint, verified.signed_at, code_of(data), digest, reply_to)
+
+
+def _not_to_be_answered(request: Request, manifest: Manifest, reply_to: PublicKey, now: datetime) -> str | None:
+    """What about a request is not as `ask` makes it, and would let an answer be of use for longer or to others; or None."""
+    if not now - _LIFE <= request.asked_at <= now + _CLOCKS_DIFFER:
+        return f"it says that it was made at {request.asked_at:%Y-%m-%d %H:%M} UTC, and requests live {EXPIRES_DAYS} days"
+    if reply_to.expires_at is None or reply_to.expires_at > now + _LIFE + _CLOCKS_DIFFER:
+        ends = "never expires" if reply_to.expires_at is None else f"expires on {reply_to.expires_at:%Y-%m-%d}"
+        return f"its one-time key {ends}, and should in {EXPIRES_DAYS} days"
+    if reply_to.weak:
+        return f"its one-time key is weak: {', '.join(reply_to.weak)}"
+    sealed_to = {key_id for head in request.heads.values() for key_id in session_keys.require_head(head)}
+    if reply_to.fingerprint in manifest.recipients or any(key.key_id in sealed_to for key in reply_to.encryption_subkeys):
+        return "its one-time key is a key that the backup itself is sealed to"
+    return None
 
 
 def _fetch(manifest: Manifest, artifact: Artifact, store: Store) -> bytes:

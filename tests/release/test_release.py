@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -231,8 +232,43 @@ def test_a_request_that_cannot_be_answered_any_more_is_told(shelf: Shelf, asked:
         old = home.call("--armor", "--export").stdout
     with pytest.raises(ConfigError, match="expired on 2020-01-08"):
         proven(shelf, render(replace(read(asked[0]), reply_to=old)))
+    aged = read(asked[0]).asked_at - timedelta(days=8)
+    with pytest.raises(Refused, match=f"made at {aged:%Y-%m-%d %H:%M} UTC, and requests live 7 days"):
+        proven(shelf, render(replace(read(asked[0]), asked_at=aged)))
+    with pytest.raises(Refused, match="made at 2099-01-01 00:00 UTC"):
+        proven(shelf, render(replace(read(asked[0]), asked_at=datetime(2099, 1, 1, tzinfo=UTC))))
+    soon = read(asked[0]).asked_at + timedelta(minutes=30)  # by a clock that is ahead
+    assert proven(shelf, render(replace(read(asked[0]), asked_at=soon))).request.asked_at == soon
     with pytest.raises(ConfigError, match="one-time key of the request"):
         proven(shelf, render(replace(read(asked[0]), reply_to=b"no key")))
+
+
+def test_a_key_that_is_not_for_one_answer_gets_none(shelf: Shelf, asked: tuple[bytes, KeyPair]) -> None:
+    """One that lives on, one that somebody may break, or the very key that the release is to keep away."""
+    with Home() as home:
+        home.call("--passphrase", "", "--quick-generate-key", "Weak", "rsa1024", "encr", "7d")
+        weak = home.call("--armor", "--export").stdout
+    cases = [
+        (keys.generate("For ever", purpose="encrypt", expires_days=None).public, "its one-time key never expires"),
+        (keys.generate("For long", purpose="encrypt", expires_days=30).public, "its one-time key expires on 2"),
+        (weak, "its one-time key is weak: RSA of 1024 bits"),
+    ]
+    for reply_to, message in cases:
+        with pytest.raises(Refused, match=f"the request cannot be answered: {message}") as caught:
+            proven(shelf, render(replace(read(asked[0]), reply_to=reply_to)))
+        assert caught.value.hint
+    with Home() as home:
+        home.import_secret(shelf.pairs.operations.secret)
+        for part in ("", "*"):
+            home.call("--quick-set-expire", shelf.pairs.operations.fingerprint, "5d", *([part] if part else []))
+        operations = home.call("--armor", "--export").stdout
+    with pytest.raises(Refused, match="a key that the backup itself is sealed to"):
+        proven(shelf, render(replace(read(asked[0]), reply_to=operations)))
+    # The same by its encryption subkey alone, under another primary key.
+    a = replace(shelf.a.proved(), recipients=(shelf.pairs.escrow.fingerprint,))
+    request = resigned(shelf, asked[0], a, dict(read(asked[0]).heads))
+    with pytest.raises(Refused, match="a key that the backup itself is sealed to"):
+        proven(shelf, render(replace(read(request), reply_to=operations)))
 
 
 @pytest.mark.parametrize(
