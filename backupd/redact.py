@@ -387,9 +387,11 @@ def _speaks(value: object) -> bool:
 # ----------------------------------------------------------------------------------------------------------- by control
 
 # C0 and C1 controls and DEL; direction marks, overrides and isolates (CVE-2021-42574); separators and joiners that do not show;
-# tags; lone surrogates. Not the joiners U+200C and U+200D, which Persian and emoji are written with.
+# letters that are blank (the fillers of Hangul, a Braille cell without dots); tags; lone surrogates. Not the joiners U+200C and
+# U+200D, which Persian and emoji are written with.
 _UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x1f\x7f-\x9f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 

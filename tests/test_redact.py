@@ -557,6 +557,7 @@ def test_a_structure_that_holds_itself_ends() -> None:
         ("x\ud800y", "x\\ud800y"),
         ("\ufeffx\u200b\u2028", "\\ufeffx\\u200b\\u2028"),
         ("tag\U000e0041", "tag\\U000e0041"),
+        ("a\u3164\u115f\u1160\uffa0\u2800b", "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"),
         ("Zürich 東京 עברית 👩‍⚕️ é", "Zürich 東京 עברית 👩‍⚕️ é"),
         ("back\\slash", "back\\slash"),
     ],

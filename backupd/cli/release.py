@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -320,8 +321,9 @@ def _tell_request(out: Path, key_file: Path, code: str, backup_id: str) -> None:
 
 
 def _show(proved: Proved) -> None:
-    """What is asked for: proved, said, and not proved."""
+    """What is asked for: its code first, where nothing that it says can stand above; then proved, said, and not proved."""
     manifest, by = proved.manifest, proved.request.by
+    click.echo("the code of this request: " + click.style(proved.code, bold=True))
     rows: list[Row] = [
         ("backup", manifest.backup_id),
         ("of", f"{manifest.source.name}: database {manifest.source.database}, PostgreSQL {manifest.source.server_version}"),
@@ -332,14 +334,19 @@ def _show(proved: Proved) -> None:
     ]
     table(("proved", ""), rows)
     said: list[Row] = [
-        ("asked by", _who(proved)),
-        ("reason", by.reason or "none was given"),
+        ("asked by", _quoted(by.operator or by.user)),
+        ("from", f"the account {_quoted(by.user)} on the host {_quoted(by.host)}"),
+        ("reason", "none was given" if by.reason is None else _quoted(by.reason)),
         ("at", f"{proved.request.asked_at:%Y-%m-%d %H:%M:%S} UTC"),
     ]
     table(("said by the request", ""), said)
     for line in _NOT_PROVED:
         click.echo(f"not proved: {line}")
-    click.echo("the code of this request: " + click.style(proved.code, bold=True))
+
+
+def _quoted(said: str) -> str:
+    """What somebody chose, in quotes and without runs of blanks, by which it could take a line of its own in a table."""
+    return '"' + re.sub(r"\s+", " ", printable(said)).replace('"', '\\"') + '"'
 
 
 def _tell_release(result: dict[str, Any], *, recorded: bool) -> None:

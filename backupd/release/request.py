@@ -31,7 +31,7 @@ LARGEST_REQUEST = 48 << 20  # bytes: the largest manifest in base64, and its hea
 EXPIRES_DAYS = 7  # of the one-time key, and so of the request: nobody finds one in a drawer and answers it
 _LIFE = timedelta(days=EXPIRES_DAYS)
 _CLOCKS_DIFFER = timedelta(hours=1)  # between two machines, one of which may have no network
-_LONGEST_TEXT = 2000
+LONGEST_TEXT = 200  # characters of who asks, and why: a custodian reads them beside the code
 _CODE_DIGITS = 20  # 80 bits: read out over a telephone, and not to be met by trying
 
 
@@ -67,8 +67,14 @@ class Proved:
 def ask(entry: Entry, store: Store, by: Actor) -> tuple[bytes, KeyPair]:
     """A request for the session keys of one proved backup, and the one-time key that its answer will be sealed to.
 
-    Raises Refused for a backup whose manifest notes no heads, Tampered for stored bytes that are not what it says.
+    Raises Refused for a backup whose manifest notes no heads, Tampered for stored bytes that are not what it says, ConfigError
+    for a name or reason that is too long to be read.
     """
+    for text, what in ((by.operator, "the operator's name"), (by.reason, "the reason")):
+        if text is not None and len(text) > LONGEST_TEXT:
+            raise ConfigError(
+                f"{what} is {len(text)} characters long", f"a request has room for {LONGEST_TEXT}: the custodian reads it"
+            )
     manifest = entry.proved()
     heads = {artifact.name: _fetch(manifest, artifact, store) for artifact in manifest.artifacts}
     signed = store.read(name_of(entry.source, entry.backup_id, MANIFEST), 0, LARGEST + 1)
@@ -206,7 +212,7 @@ def _request(raw: Any) -> Request:
     if raw["kind"] != KIND:
         raise ValueError("of another kind")
     texts = [raw[name] for name in ("user", "host", "operator", "reason") if raw[name] is not None]
-    if any(not isinstance(each, str) or len(each) > _LONGEST_TEXT for each in texts):
+    if any(not isinstance(each, str) or len(each) > LONGEST_TEXT for each in texts):
         raise ValueError("who asks is no text, or a very long one")
     return Request(
         asked_at=datetime.fromisoformat(raw["asked_at"]).astimezone(UTC),

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backupd.redact import Secret
-from backupd.release import accept
+from backupd.release import accept, read
+from backupd.release.request import code_of, render
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
 from tests.parts.postgres import Database, PostgresServer, postgres_bin
 from tests.parts.process import short_directory
@@ -263,6 +265,21 @@ def test_people_are_shown_what_is_proved_and_what_is_not(night: Night, tmp_path:
     assert record["backup_id"] == night.a
     assert "Keep this record" in released
     assert (tmp_path / "release").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_word_of_a_request_takes_a_line_of_its_own(night: Night, tmp_path: Path) -> None:
+    """Blanks up to the terminal's edge would put a false code above the real one."""
+    false = f"the code of this request: {night.asked['code']}"
+    reason = "".join(each.ljust(57) for each in ("lost", "", "\u3164" * 9, false))[:200]
+    request = read(Path(night.asked["request"]).read_bytes())
+    (tmp_path / "evil").write_bytes(render(replace(request, by=replace(request.by, reason=reason))))
+    where = ("keys", "release", str(tmp_path / "evil"), "--signer", str(night.safe / "signing.pub.asc"))
+    for width in ("60", "80", "200"):
+        looked = night.clinic.run(*where, env={"BACKUPD_CONFIG": "", "COLUMNS": width}).ok().stdout
+        assert looked.startswith(f"the code of this request: {code_of((tmp_path / 'evil').read_bytes())}\n")
+        assert " ".join(looked.split()).count(false[:20]) == 2
+        assert not re.search(r"(?m)^ {0,9}the code", looked.partition("\n")[2])  # in the column of what is said, and no label
+        assert '"lost ' + r"\u3164" * 9 + f" {false[:20]}" in looked or width != "200"
 
 
 def test_a_custodians_own_gpg_releases_too(night: Night, tmp_path: Path) -> None:

@@ -212,6 +212,13 @@ def test_a_backup_without_noted_heads_is_refused_on_both_sides(shelf: Shelf, ask
         proven(shelf, render(replace(read(asked[0]), manifest=signed)))
 
 
+def test_a_reason_that_nobody_reads_is_told_to_who_asks(shelf: Shelf) -> None:
+    with pytest.raises(ConfigError, match="the reason is 201 characters long"):
+        ask(shelf.a, shelf.store, replace(ASKER, reason="x" * 201))
+    with pytest.raises(ConfigError, match="the operator's name is 300 characters long"):
+        ask(shelf.a, shelf.store, replace(ASKER, operator="x" * 300))
+
+
 def test_a_stored_head_that_was_changed_is_told_before_anybody_is_asked(shelf: Shelf) -> None:
     changed = replace(shelf.a, digest="0" * 64)
     with pytest.raises(Tampered, match="was changed while it was read"):
@@ -282,7 +289,7 @@ def test_a_key_that_is_not_for_one_answer_gets_none(shelf: Shelf, asked: tuple[b
         lambda raw: raw.update(asked_at="0001-01-01T00:00:00+23:00"),
         lambda raw: raw.update(via="telepathy"),
         lambda raw: raw.update(reason=["a", "list"]),
-        lambda raw: raw.update(reason="x" * 2001),
+        lambda raw: raw.update(reason="x" * 201),
         lambda raw: raw.update(manifest="not base64!"),
         lambda raw: raw.update(manifest=5),
         lambda raw: raw.update(heads=[]),
