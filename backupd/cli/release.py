@@ -81,6 +81,7 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
     backupd keys request clinic --out /dev/shm/clinic.request --reason 'restore after disk loss'
     """
     from backupd.audit.records import Operation
+    from backupd.openpgp.home import in_memory
     from backupd.release.request import ask, code_of
 
     key_file = key_out if key_out is not None else out.with_name(out.name + ".key")
@@ -92,15 +93,16 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
             data, one_time = ask(entry, service.store, session.actor())
             run.note(request_code=code_of(data), one_time_key=one_time.fingerprint)
             with _new_file(key_file, one_time.secret.reveal()), _new_file(out, data):
-                pass
+                on_disk = not in_memory(key_file)
     result = {
         "backup_id": entry.backup_id,
         "source": source,
         "request": str(out),
         "request_key": str(key_file),
+        "on_disk": on_disk,
         "code": code_of(data),
     }
-    session.result(result, lambda: _tell_request(out, key_file, code_of(data), entry.backup_id))
+    session.result(result, lambda: _tell_request(out, key_file, code_of(data), entry.backup_id, on_disk))
     return 0
 
 
@@ -313,11 +315,18 @@ def _to_json(proved: Proved, given: Given | None, session: Session, out: Path | 
     }
 
 
-def _tell_request(out: Path, key_file: Path, code: str, backup_id: str) -> None:
+def _tell_request(out: Path, key_file: Path, code: str, backup_id: str, on_disk: bool) -> None:
     click.echo(printable(f"asks for the session keys of {backup_id}"))
     click.echo(printable(f"  {out}  →  to the custodian of an operations or escrow key; it holds no secret"))
     click.echo(printable(f"  {key_file}  →  stays here, and is removed after the restore"))
     click.echo("the code, to be told to the custodian by another way: " + click.style(code, bold=True))
+    if on_disk:
+        click.echo(
+            click.style("note: ", fg="yellow")
+            + printable(f"{key_file} is not in memory: the one-time key was written to a disk.")
+            + " If that is the medium that travels, remove it there and ask anew with --key-out, to a place in /dev/shm.",
+            err=True,
+        )
 
 
 def _show(proved: Proved) -> None:

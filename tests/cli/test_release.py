@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from backupd.openpgp.home import SHARED_MEMORY, in_memory
 from backupd.redact import Secret
 from backupd.release import accept, read
 from backupd.release.request import code_of, render
@@ -115,31 +117,9 @@ def night(tmp_path_factory: pytest.TempPathFactory, postgres17: PostgresServer, 
             if len(line) == 64:
                 secrets.planted.register(line, "one-time key")
         shutil.copy(asked["request"], safe / "a.request")
-        answered = (
-            offline(
-                clinic,
-                *(
-                    "keys",
-                    "release",
-                    str(safe / "a.request"),
-                    "--signer",
-                    str(safe / "signing.pub.asc"),
-                    "--code",
-                    asked["code"],
-                ),
-                *(
-                    "--secret-key",
-                    str(safe / "escrow.sec.asc"),
-                    "--out",
-                    str(safe / "a.release"),
-                    "--operator",
-                    "the custodian",
-                    "--json",
-                ),
-            )
-            .ok()
-            .json
-        )
+        what = (str(safe / "a.request"), "--signer", str(safe / "signing.pub.asc"), "--code", asked["code"])
+        means = ("--secret-key", str(safe / "escrow.sec.asc"), "--out", str(safe / "a.release"))
+        answered = offline(clinic, "keys", "release", *what, *means, "--operator", "the custodian", "--json").ok().json
         release = Path(shutil.copy(safe / "a.release", place))
         for key in accept(release.read_bytes(), Secret(Path(asked["request_key"]).read_bytes()))[0].by_head.values():
             secrets.planted.register(key.text()[2:], "session key")
@@ -327,6 +307,19 @@ def _a_gpg_with_several_keys(
     assert not release.exists()
     done = offline(night.clinic, *where, "--recipient", escrow.lower(), "--out", str(release), "--json").ok().json
     assert done["keys_used"] == [escrow]
+
+
+def test_a_one_time_key_on_a_disk_is_told(night: Night, tmp_path: Path) -> None:
+    """As on the stick that goes to the custodian; in memory there is nothing to tell."""
+    request = ("keys", "request", SOURCE, "--out")
+    if not in_memory(tmp_path):
+        done = night.clinic.run(*request, str(tmp_path / "x.request")).ok()
+        assert f"note: {tmp_path / 'x.request.key'} is not in memory" in done.stderr
+        assert "--key-out" in done.stderr
+        assert night.asked["on_disk"] is True
+    with tempfile.TemporaryDirectory(dir=SHARED_MEMORY) as memory:
+        quiet = night.clinic.run(*request, str(tmp_path / "y.request"), "--key-out", f"{memory}/y.key").ok()
+        assert "note:" not in quiet.stderr
 
 
 def test_files_are_private_and_never_written_over(night: Night) -> None:
