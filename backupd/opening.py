@@ -14,7 +14,7 @@ from threading import Thread
 
 from backupd import transfer
 from backupd.catalog import name_of
-from backupd.errors import ProcessFailed, Refused, SecretUnavailable
+from backupd.errors import ProcessFailed, Refused, SecretUnavailable, Tampered
 from backupd.manifest import Artifact, Manifest
 from backupd.openpgp import Home, messages
 from backupd.openpgp.messages import Unsealing
@@ -98,11 +98,11 @@ def feed(
     ):
         _write(pipeline, _parts(manifest, artifact, store, progress))
         try:
-            _finish(pipeline, unsealing, manifest)
+            _finish(pipeline, unsealing, manifest, opening)
         except ProcessFailed as error:
             if error.program != reader.name or not forgiven(error):
                 raise
-            _judge(unsealing, manifest)
+            _judge(unsealing, manifest, opening)
 
 
 def read(
@@ -136,7 +136,7 @@ def read(
             writer.join()
         if failures:
             raise failures[0]
-        _finish(pipeline, unsealing, manifest)
+        _finish(pipeline, unsealing, manifest, opening)
 
 
 def _parts(manifest: Manifest, artifact: Artifact, store: Store, progress: Progress = lambda _: None) -> Iterator[bytes]:
@@ -159,21 +159,28 @@ def _write_beside(pipeline: Pipeline, parts: Iterator[bytes], failures: list[Bas
         pipeline.kill()
 
 
-def _finish(pipeline: Pipeline, unsealing: Unsealing, manifest: Manifest) -> None:
+def _finish(pipeline: Pipeline, unsealing: Unsealing, manifest: Manifest, opening: Opening) -> None:
     try:
         pipeline.finish()
     except ProcessFailed as error:
         if error.program == unsealing.command.name and error.status is not None and error.status > 0:
-            _judge(unsealing, manifest)  # knows better than the last line of stderr what was wrong
+            _judge(unsealing, manifest, opening)  # knows better than the last line of stderr what was wrong
         raise
-    _judge(unsealing, manifest)
+    _judge(unsealing, manifest, opening)
 
 
-def _judge(unsealing: Unsealing, manifest: Manifest) -> None:
-    """gpg names subkeys, which nobody keeps a list of; the manifest names the keys themselves."""
+def _judge(unsealing: Unsealing, manifest: Manifest, opening: Opening) -> None:
+    """gpg names subkeys, which nobody keeps a list of, and asks for a key where a session key is wrong."""
     try:
         unsealing.judge()
-    except SecretUnavailable as error:
+    except (SecretUnavailable, Tampered) as error:
+        if opening.session_keys is not None:  # the sealed bytes were proved before: a part that was changed is not why
+            raise Tampered(
+                f"the released session keys do not open {manifest.backup_id}",
+                "the release was forged, or the backup is no whole one: ask the custodian, and have it released anew",
+            ) from error
+        if isinstance(error, Tampered):
+            raise
         raise SecretUnavailable(
             f"no secret key here opens this; it is sealed to {', '.join(manifest.recipients)}",
             "give the secret key of one of these: `backupd keys show` tells which is which",

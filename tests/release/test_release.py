@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backupd import opening
-from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable, Tampered
+from backupd.errors import ConfigError, Refused, SecretUnavailable, Tampered
 from backupd.manifest import Head, Manifest
 from backupd.manifest import render as render_manifest
 from backupd.opening import Opening, SessionKeys
@@ -379,5 +379,6 @@ def test_a_release_of_another_format_or_size_says_so(asked: tuple[bytes, KeyPair
 
 def test_session_keys_that_somebody_made_up_open_nothing(shelf: Shelf, session_keys: SessionKeys) -> None:
     made_up = {head: Secret(f"9:{number:064X}", "session key") for number, head in enumerate(session_keys.by_head)}
-    with pytest.raises(BackupdError):
+    with pytest.raises(Tampered, match="the released session keys do not open 20261101T020000Z-aaaaaa") as caught:
         opened(shelf, shelf.a.proved(), replace(session_keys, by_head=made_up))
+    assert "ask the custodian" in str(caught.value.hint)
