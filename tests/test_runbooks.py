@@ -297,9 +297,9 @@ def test_lost_keys(night: Night) -> None:
     night.clinic.back_up()
     keyring = night.clinic.directory / "secrets" / "keyring.json"
     text = page("lost-key.md")
-    shutil.copy(Path(night.places["/srv/safe"]) / "escrow.sec.asc", night.places["/dev/shm"])
     night.follow(steps(text, "## A. A key that opens backups"))
     archive = keyring.with_name("archive.json")
+    assert (Path(night.places["/media/safe"]) / "escrow.sec.asc").exists()
     keyring.rename(Path(night.places["/media/usb"]) / "keyring.json")
     night.follow(steps(text, "## B. A column key of which there is a copy"))
     other = Keyring.generate("2027-1").render().reveal()
@@ -309,6 +309,21 @@ def test_lost_keys(night: Night) -> None:
     drilled = night.clinic.run("restore-test", SOURCE)
     assert drilled.code == 1
     assert KEY_ID in drilled.stdout
+
+
+def test_a_lost_archive_comes_back_and_the_keyring_beside_it_is_not_written_over(night: Night) -> None:
+    night.clinic.back_up()
+    keyring = night.clinic.directory / "secrets" / "keyring.json"
+    archive, only_copy = keyring.with_name("archive.json"), Keyring.generate("2027-1").render().reveal()
+    archive.rename(Path(night.places["/media/usb"]) / "keyring.json")
+    keep(keyring, only_copy)
+    found = steps(page("lost-key.md"), "## B. A column key of which there is a copy")
+    with pytest.raises(AssertionError, match="test ! -e"):
+        night.follow(found[:3])
+    assert keyring.read_bytes() == only_copy
+    assert not archive.exists()
+    night.follow(found[2:], MISSING=str(archive))
+    assert keyring.read_bytes() == only_copy
 
 
 # ------------------------------------------------------------------------------------------------------------ custodians
