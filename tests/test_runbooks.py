@@ -397,7 +397,9 @@ def test_key_compromise_of_a_login(night: Night, bao: OpenBao) -> None:
 def test_restore_without_the_daemon(night: Night) -> None:
     night.clinic.back_up()
     server = night.clinic.database.server
-    key = keep(Path(night.places["/dev/shm"]) / "escrow.sec.asc", night.clinic.secrets.escrow.secret.reveal())
+    fresh = Path(night.places["/var/lib/backupd"]) / "fresh"  # a host on which there is nothing yet
+    night.places |= {"/etc/backupd": str(fresh / "etc"), "/var/lib/backupd": str(fresh / "lib")}
+    (Path(night.places["/media/usb"]) / "signing.pub.asc").write_bytes(night.clinic.secrets.signing.public)
     name = f"{night.clinic.database.name}_restored"
     try:
         night.follow(
@@ -405,13 +407,13 @@ def test_restore_without_the_daemon(night: Night) -> None:
             DATABASE=name,
             SERVER=server.host,
             PORT=str(server.port),
-            KEY=str(key),
             PGPASSWORD=server.password,
         )
         assert server.execute("SELECT count(*) FROM users", database=name) == [(13,)]
     finally:
         server.drop_database(name)
-    assert not key.exists()
+    assert not list(Path(night.places["/dev/shm"]).iterdir())
+    assert (Path(night.places["/media/safe"]) / "escrow.sec.asc").exists()
 
 
 def test_release_a_session_key(night: Night) -> None:
