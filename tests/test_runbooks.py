@@ -264,10 +264,27 @@ def test_key_compromise_first_and_the_signing_key(night: Night) -> None:
     end = night.follow(last, BEFORE=before, STORE=str(night.clinic.store))
     assert states(end) == ["damaged", "committed"]
     assert night.clinic.store is not None
+    with pytest.raises(AssertionError, match="No such file"):
+        night.follow(last[-1:], STORE="/mistyped")
     manifest = night.clinic.store / SOURCE / before / "manifest.asc"
     manifest.write_bytes(manifest.read_bytes() + b"\n")
     with pytest.raises(AssertionError, match="audit export"):
-        night.follow(last[-1:], BEFORE=before, STORE=str(night.clinic.store))
+        night.follow(last[-1:], STORE=str(night.clinic.store))
+
+
+def test_key_compromise_names_a_forged_backup_and_goes_on_when_it_is_moved_away(night: Night) -> None:
+    clinic, first = night.clinic, steps(page("key-compromise.md"), "## First, whatever it was")
+    clinic.back_up()
+    head = clinic.run("audit", "verify").ok().stdout.partition("head: ")[2].split()[0]
+    of_a_thief = clinic.configure("thief.toml", audit=f'[audit]\nurl = "sqlite:///{clinic.directory / "thief.db"}"\n')
+    forged = clinic.run("backup", SOURCE, "--json", config=of_a_thief).ok().json[0]["backup_id"]
+    with pytest.raises(AssertionError, match="is in the store and not in the trail"):
+        night.follow(first, HEAD=head)
+    clinic.back_up()
+    assert clinic.store is not None
+    shutil.move(clinic.store / SOURCE / forged, clinic.directory / "evidence")
+    night.follow(first)
+    assert f"follows {forged}" in clinic.run("list", SOURCE).stderr
 
 
 def test_key_compromise_of_a_backup_key(night: Night) -> None:
@@ -287,6 +304,10 @@ def test_key_compromise_of_the_password(night: Night) -> None:
     old = night.clinic.secrets.password
     night.settings.append(f"export BACKUPD_CONFIG={night.clinic.config}")
     part = steps(page("key-compromise.md"), "## E. The password of the backup role")
+    with pytest.raises(AssertionError, match="no password supplied"):
+        night.follow(part, ROLE=role)
+    assert (night.clinic.directory / "secrets" / "clinic.password").read_text().strip() == old
+    night.clinic.run("check").ok()  # the server has the old one still
     night.follow(part, ROLE=role, PGPASSWORD=server.password)
     assert (night.clinic.directory / "secrets" / "clinic.password").read_text().strip() != old
     keep(night.clinic.directory / "secrets" / "clinic.password", old.encode())
