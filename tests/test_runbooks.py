@@ -393,11 +393,15 @@ def share_of(bao: OpenBao, path: Path) -> Path:
 
 def test_custodian_down(night: Night, bao: OpenBao) -> None:
     served(night.clinic, bao)
+    night.clinic.back_up()
     share = share_of(bao, Path(night.places["/media/usb"]) / "share")
     bao.ask("PUT", "sys/seal", {})
-    told = night.clinic.run("restore-test", SOURCE)
+    told = night.clinic.run("restore-test", SOURCE, "--secret-key", "secrets/operations.sec.asc")
     assert told.code == 3
-    night.follow(steps(page("custodian-down.md")), BAO_ADDR=bao.address, SHARE=str(share))
+    found = steps(page("custodian-down.md"))
+    night.follow(found[:-2], BAO_ADDR=bao.address, SHARE=str(share))
+    assert "did not pass" in night.clinic.run("check").stdout  # which is why the drill comes before the last look
+    night.follow(found[-2:])
 
 
 def test_key_compromise_of_a_login(night: Night, bao: OpenBao) -> None:
