@@ -24,7 +24,7 @@ from uuid import UUID
 from sqlalchemy import Column, ColumnElement, Connection, and_, event, inspect, or_, update
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import Mapper
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.sql import operators
 
 from backupd.columns import Cell, ColumnError
@@ -136,6 +136,9 @@ class _Sealed(hybrid_property[Secret | None]):
         setattr(instance, self._attribute, None if value is None else _Unsealed(value))
         if self._former is not None:
             setattr(instance, self._former, None)
+            # Both are sent though they look the same as they were loaded: the row may have moved to the other since.
+            flag_modified(instance, self._attribute)
+            flag_modified(instance, self._former)
 
     def _get_former(self, instance: Any, former: str) -> Secret | None:
         value = getattr(instance, former)

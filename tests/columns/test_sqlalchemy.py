@@ -620,6 +620,34 @@ def test_rows_that_were_moved_behind_a_session_are_read_after_the_next_load(engi
         assert key_id(row.totp_secret_sealed or b"") == "2026-1"
 
 
+def move(engine: Engine, row_id: int) -> None:
+    """What `backupd columns encrypt --stage rows` does to a row."""
+    envelope = KEYS.encrypt(Cell("moving", "totp_secret_sealed", str(row_id)), Secret("JBSWY3DPEHPK3PXP"))
+    statement = text("UPDATE moving SET totp_secret_sealed = :e, totp_secret = NULL WHERE id = :id")
+    with engine.begin() as connection:
+        assert connection.execute(statement, {"e": envelope, "id": row_id}).rowcount == 1
+
+
+@pytest.mark.parametrize("seed", [None, "AAAAAAAAAAAAAAAA"], ids=["removed", "replaced"])
+def test_what_is_assigned_to_a_row_that_was_moved_meanwhile_counts(engine: Engine, seed: str | None) -> None:
+    """Otherwise a second factor that its user removed, perhaps because it was stolen, would be in force again."""
+    secret = None if seed is None else Secret(seed)
+    with Session(engine) as session:
+        session.add_all([Moving(id=1, totp_plain="JBSWY3DPEHPK3PXP"), Moving(id=2, totp_secret=Secret("B" * 16))])
+        session.commit()
+        moved, written_by_the_old_version = session.scalars(select(Moving).order_by(Moving.id)).all()
+        assert moved.totp_secret is not None
+        assert written_by_the_old_version.totp_secret is not None
+        move(engine, 1)
+        with engine.begin() as connection:
+            connection.execute(text("UPDATE moving SET totp_secret = 'JBSWY3DPEHPK3PXP' WHERE id = 2"))
+        moved.totp_secret = written_by_the_old_version.totp_secret = secret
+        session.commit()
+    with Session(engine) as session:
+        assert [row.totp_secret for row in session.scalars(select(Moving))] == [secret, secret]
+    assert stored(engine, "SELECT FROM moving WHERE totp_secret IS NOT NULL") == []
+
+
 # ------------------------------------------------------------------------------------------------------------ nothing leaks
 
 
