@@ -17,13 +17,13 @@ statement, no parameter and no error. Knows no table beside its own, and opens n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
 from sqlalchemy import Column, ColumnElement, Connection, and_, event, inspect, or_, update
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapper
+from sqlalchemy.orm import Mapper, QueryContext
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.sql import operators
 
@@ -97,6 +97,7 @@ class _Sealed(hybrid_property[Secret | None]):
         self._attribute = attribute
         # By the attribute's name: where a subclass defines the property anew, the listeners of both are called.
         self._waiting = ("backupd", attribute)
+        self._apart = ("backupd, loaded apart", attribute)
         self._keys = keys
         self._table = table
         self._former = former
@@ -114,6 +115,8 @@ class _Sealed(hybrid_property[Secret | None]):
         ):
             event.listen(owner, happening, listener, propagate=True)
         event.listen(owner, "expire", self._forget, propagate=True)
+        if self._former is not None:
+            event.listen(owner, "refresh", self._note_what_was_loaded, propagate=True)
 
     # ------------------------------------------------------------------------------------------------------ in Python
 
@@ -125,6 +128,8 @@ class _Sealed(hybrid_property[Secret | None]):
         if not state.has_identity and self._waiting in state.info:
             waiting: Secret = state.info[self._waiting]
             return waiting
+        if value is None and self._former is not None and self._may_have_moved(instance, self._former):
+            value = self._load_both(instance, self._former)
         if value is not None:
             return self._open(instance, value)
         return None if self._former is None else self._get_former(instance, self._former)
@@ -139,6 +144,38 @@ class _Sealed(hybrid_property[Secret | None]):
             # Both are sent though they look the same as they were loaded: the row may have moved to the other since.
             flag_modified(instance, self._attribute)
             flag_modified(instance, self._former)
+
+    def _may_have_moved(self, instance: Any, former: str) -> bool:
+        """Whether the row may have been moved between the load of the sealed column, which was NULL, and the former one's."""
+        state = inspect(instance)
+        if self._attribute not in state.dict or not state.committed_state.keys().isdisjoint({self._attribute, former}):
+            return False  # a new row, or what was assigned to this one
+        return former not in state.dict or (state.dict[former] is None and self._apart in state.info)
+
+    def _load_both(self, instance: Any, former: str) -> bytes | None:
+        """The sealed column's value, loaded by the one SELECT that loads the former one's."""
+        session = inspect(instance).session
+        if session is None:
+            raise ColumnError(
+                f"the columns of {type(instance).__name__}.{self.__name__} were not loaded at once, and the row may have moved",
+                "read it while the object's session is open, or load both columns in one query",
+            )
+        with session.no_autoflush:
+            session.refresh(instance, [self._attribute, former])
+        value: bytes | None = getattr(instance, self._attribute)
+        return value
+
+    def _note_what_was_loaded(self, instance: Any, context: QueryContext, attributes: Iterable[str] | None) -> None:
+        columns = {self._attribute, self._former}
+        if attributes is not None:
+            loaded = columns.intersection(attributes)
+        else:
+            # All that the query asked for. Its options may have left one out, which is then as it was.
+            loaded = columns if not getattr(context.query, "_with_options", ()) else {self._attribute}
+        if loaded == columns:
+            inspect(instance).info.pop(self._apart, None)
+        elif loaded:
+            inspect(instance).info[self._apart] = True
 
     def _get_former(self, instance: Any, former: str) -> Secret | None:
         value = getattr(instance, former)

@@ -23,7 +23,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, make_transient, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, make_transient, mapped_column
 
 from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredKey, UnknownKey
 from backupd.columns.aes_gcm import AesGcm, key_id
@@ -646,6 +646,125 @@ def test_what_is_assigned_to_a_row_that_was_moved_meanwhile_counts(engine: Engin
     with Session(engine) as session:
         assert [row.totp_secret for row in session.scalars(select(Moving))] == [secret, secret]
     assert stored(engine, "SELECT FROM moving WHERE totp_secret IS NOT NULL") == []
+
+
+class MovingApart(DeclarativeBase):
+    pass
+
+
+class Deferred(MovingApart):
+    """The table of `Moving`, whose former column is loaded by a SELECT of its own."""
+
+    __tablename__ = "moving"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    totp_plain: Mapped[str | None] = mapped_column("totp_secret", String(140), deferred=True)
+    totp_secret_sealed: Mapped[bytes | None]
+    totp_secret = sealed("totp_secret_sealed", KEYS, former="totp_plain")
+
+
+def first_of(session: Session, model: type[Any], *options: Any) -> Any:
+    return session.scalars(select(model).options(*options)).one()
+
+
+def populated(session: Session, *options: Any) -> Any:
+    query = select(Moving).options(*options).execution_options(populate_existing=True)
+    return session.scalars(query).one()
+
+
+def partly(session: Session, engine: Engine) -> Any:
+    row = first_of(session, Moving)
+    move(engine, 1)
+    session.refresh(row, ["totp_plain"])
+    return row
+
+
+def populated_partly(session: Session, engine: Engine) -> Any:
+    row = first_of(session, Moving)
+    move(engine, 1)
+    assert populated(session, load_only(Moving.totp_plain)) is row
+    return row
+
+
+def deferred(session: Session, engine: Engine) -> Any:
+    row = first_of(session, Deferred)
+    move(engine, 1)
+    return row
+
+
+def deferred_and_looked_at(session: Session, engine: Engine) -> Any:
+    row = deferred(session, engine)
+    assert row.totp_plain is None
+    return row
+
+
+def one_only(session: Session, engine: Engine) -> Any:
+    row = first_of(session, Moving, load_only(Moving.totp_secret_sealed))
+    move(engine, 1)
+    return row
+
+
+def the_other_only(session: Session, engine: Engine) -> Any:
+    row = first_of(session, Moving, load_only(Moving.totp_plain))
+    move(engine, 1)
+    return row
+
+
+APART = [deferred, deferred_and_looked_at, one_only, the_other_only, partly, populated_partly]
+
+
+@pytest.mark.parametrize("loaded", APART)
+def test_a_row_that_moves_between_the_loads_of_its_two_columns_keeps_its_secret(
+    engine: Engine, loaded: Callable[[Session, Engine], Any]
+) -> None:
+    """None would say that the user has no second factor, and an application may then be content with the password."""
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO moving (id, totp_secret) VALUES (1, 'JBSWY3DPEHPK3PXP')"))
+    with Session(engine) as session:
+        row = loaded(session, engine)
+        assert row.totp_secret == Secret("JBSWY3DPEHPK3PXP")
+
+
+def test_an_object_that_left_its_session_with_the_columns_loaded_apart_does_not_say_that_there_is_no_secret(
+    engine: Engine,
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("INSERT INTO moving (id, totp_secret) VALUES (1, 'JBSWY3DPEHPK3PXP')"))
+    with Session(engine) as session:
+        row = deferred_and_looked_at(session, engine)
+    with pytest.raises(ColumnError, match="not loaded at once"):
+        assert row.totp_secret
+
+
+def test_where_both_columns_came_at_once_nothing_more_is_asked(engine: Engine, seen: Seen) -> None:
+    """A list of users without a second factor is one SELECT, and asyncio can load nothing on the way."""
+    with Session(engine) as session:
+        row = Moving(id=1)
+        session.add(row)
+        session.flush()
+        assert row.totp_secret is None
+        session.commit()
+        assert row.totp_secret is None
+        session.refresh(row)
+        assert populated(session).totp_secret is None
+        row.totp_secret = None
+        assert row.totp_secret is None
+    assert row.totp_secret is None
+    assert [statement.split()[0] for statement in seen.statements] == ["INSERT", "SELECT", "SELECT", "SELECT"]
+
+
+def test_what_was_assigned_is_not_lost_to_a_second_look(engine: Engine) -> None:
+    with Session(engine, autoflush=False) as session:
+        session.add(Moving(id=1, totp_plain="JBSWY3DPEHPK3PXP"))
+        session.commit()
+        row = first_of(session, Deferred)
+        row.totp_plain = None
+        assert row.totp_secret is None
+        row.totp_secret = Secret("AAAAAAAAAAAAAAAA")
+        assert row.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+        row.totp_secret = None
+        assert row.totp_secret is None
+        session.commit()
+        assert row.totp_secret is None
 
 
 # ------------------------------------------------------------------------------------------------------------ nothing leaks
