@@ -4,7 +4,9 @@ A rotation then needs no restart. A value under a key that is not there has the 
 when it is older than `max_age_s`, so that an application which only writes leaves the old key too. Wait that long between the
 end of a rotation and the retirement of its old key.
 
-Custodian and network may fail: what is there goes on serving, and a warning is logged. Any number of threads may use one.
+Custodian and network may fail: what is there goes on serving, and a warning is logged. A keyring that is older than what is
+there (a file copied back, a replica behind) is not taken, and an error is logged: newer rows could not be read with it, and a
+retired key would be written under again. Any number of threads may use one.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from backupd.columns import Cell, UnknownKey, aes_gcm
+from backupd.columns import Cell, KeysUnusable, UnknownKey, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError
@@ -23,6 +25,10 @@ from backupd.redact import Secret
 MAX_AGE_S = 300.0
 PAUSE_S = 5.0
 _log = logging.getLogger(__name__)
+
+
+class _Older(KeysUnusable):
+    """The custodian gave a keyring from before the one that is held."""
 
 
 class LiveKeyring:
@@ -108,9 +114,24 @@ class LiveKeyring:
             self._not_before = self._clock() + self._pause_s
             # Another's message may hold anything.
             reason = error.message if isinstance(error, BackupdError) else type(error).__name__
-            _log.warning("the column keyring could not be fetched anew, the one that is there serves on: %s", reason)
+            level = logging.ERROR if isinstance(error, _Older) else logging.WARNING
+            _log.log(level, "the column keyring could not be fetched anew, the one that is there serves on: %s", reason)
             return before
 
     def _fetched(self) -> tuple[AesGcm, float]:
-        self._held = (AesGcm(Keyring.parse(self._fetch())), self._clock())
+        keyring = Keyring.parse(self._fetch())
+        if self._held is not None:
+            _check_not_older(keyring, self._held[0].keyring)
+        self._held = (AesGcm(keyring), self._clock())
         return self._held
+
+
+def _check_not_older(keyring: Keyring, held: Keyring) -> None:
+    """A key leaves a keyring by being retired, and does not come back. Raises _Older, which names the keys."""
+    hint = "put the newest keyring back; if this one is meant, start the application anew"
+    gone = [key_id for key_id, key in held.keys.items() if keyring.keys.get(key_id) != key and key_id not in keyring.retired]
+    if gone:
+        raise _Older(f"what was fetched is another keyring, or an older one: without the key {', '.join(gone)}", hint)
+    back = [key_id for key_id in held.retired if key_id in keyring.keys]
+    if back:
+        raise _Older(f"what was fetched is an older keyring: it has the key {', '.join(back)}, which is retired", hint)

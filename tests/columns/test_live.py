@@ -165,6 +165,47 @@ def test_a_new_key_while_the_custodian_is_down_is_unknown_until_it_is_back(
     assert keys.decrypt(CELL, new) == SEED
 
 
+OLDER = {
+    "before a key was added": (SECOND, FIRST, "without the key 2026-1"),
+    "before a key was retired": (SECOND.without("2025-1"), SECOND, "has the key 2025-1, which is retired"),
+    "before both": (SECOND.without("2025-1"), FIRST, "without the key 2026-1"),
+    "another's": (SECOND, Keyring.generate("2025-1").extended("2026-1"), "without the key 2025-1, 2026-1"),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_keyring_from_before_is_not_taken_and_an_error_says_so(
+    clock: Clock, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that is copied back: what was written since could not be read, and a key that is given up would be used again."""
+    newest, older, reason = OLDER[name]
+    custodian = Custodian(newest)
+    keys = LiveKeyring(custodian.fetch, clock=clock)
+    value = keys.encrypt(CELL, SEED)
+    custodian.has = older.render
+    clock.now = MAX_AGE_S
+    assert keys.key_id(keys.encrypt(CELL, SEED)) == "2026-1"
+    assert keys.decrypt(CELL, value) == SEED
+    with pytest.raises(UnknownKey):
+        keys.decrypt(CELL, AesGcm(Keyring.generate("2024-1")).encrypt(CELL, SEED))
+    assert keys.load() == newest
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert reason in caplog.text
+    clock.now += PAUSE_S
+    custodian.has = newest.extended("2027-1").render
+    assert keys.key_id(keys.encrypt(CELL, SEED)) == "2027-1"
+
+
+def test_a_rotation_and_a_retirement_are_no_step_back(keys: LiveKeyring, custodian: Custodian, clock: Clock) -> None:
+    joined = FIRST.joined(Keyring.generate("2026-1"))
+    promoted = joined.promoted("2026-1")
+    keys.load()
+    for keyring in (joined, promoted, promoted.promoted("2025-1"), promoted, promoted.without("2025-1")):
+        custodian.has = keyring.render
+        clock.now += MAX_AGE_S
+        assert keys.load() == keyring
+
+
 def test_what_is_wrong_with_the_value_itself_asks_nobody(keys: LiveKeyring, custodian: Custodian) -> None:
     value = keys.encrypt(CELL, SEED)
     with pytest.raises(NotAuthentic):
