@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, and_, event, inspect, or_, update
+from sqlalchemy import Column, ColumnElement, Connection, Dialect, LargeBinary, TypeDecorator, and_, event, inspect, or_, update
+from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import Mapper, QueryContext
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
@@ -53,6 +54,16 @@ class NotComparable(ColumnError):
         )
 
 
+class NotSealed(ColumnError, DontWrapMixin):
+    """A statement would write something else than an encrypted value. Not wrapped by SQLAlchemy, which would show it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a statement would write what is not encrypted into a column for encrypted values",
+            "assign a Secret to the attribute of the object, and let the session write it",
+        )
+
+
 class NoRowId(ColumnError):
     """A value is bound to its row's id, and there is none, or not the one it was written under."""
 
@@ -76,8 +87,25 @@ def sealed(
     return _Sealed(attribute, keys, table, former, read_former)
 
 
+class Envelope(TypeDecorator[bytes]):
+    """LargeBinary (in PostgreSQL BYTEA) that takes encrypted values only; `sealed` puts it in the place of its column's type.
+
+    So a statement that goes around the object writes nothing in clear. It looks at the form, not whether the value opens.
+    """
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
+        if value is None:
+            return None
+        if not isinstance(value, bytes | bytearray | memoryview) or form_of(bytes(value)).form is not Form.AES_256_GCM:
+            raise NotSealed
+        return bytes(value)
+
+
 class _Unsealed:
-    """A value that waits for its row's id, in the place of the bytes. A driver that meets one fails, and shows nothing."""
+    """A value that waits for its row's id, in the place of the bytes. A statement with one fails, and shows nothing."""
 
     __slots__ = ("secret",)
 
@@ -112,6 +140,7 @@ class _Sealed(hybrid_property[Secret | None]):
             ("before_insert", self._before_insert),
             ("after_insert", self._after_insert),
             ("before_update", self._before_update),
+            ("after_mapper_constructed", self._guard),
         ):
             event.listen(owner, happening, listener, propagate=True)
         event.listen(owner, "expire", self._forget, propagate=True)
@@ -197,6 +226,13 @@ class _Sealed(hybrid_property[Secret | None]):
         columns = [getattr(owner, name) for name in (self._attribute, self._former) if name is not None]
         return _NullOnly(f"{owner.__name__}.{self.__name__}", columns)
 
+    # --------------------------------------------------------------------------------------------------------- mapped
+
+    def _guard(self, mapper: Mapper[Any], _: type[Any]) -> None:
+        column: Column[Any] = mapper.columns[self._attribute]
+        if isinstance(column.type, LargeBinary):
+            column.type = Envelope(column.type.length)
+
     # -------------------------------------------------------------------------------------------------------- flushed
 
     def _before_insert(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
@@ -236,6 +272,8 @@ class _Sealed(hybrid_property[Secret | None]):
         row_id = mapper.primary_key_from_instance(instance)[0]
         if isinstance(value, _Unsealed):
             setattr(instance, self._attribute, self._seal(instance, row_id, value.secret))
+        elif value is not None and self._attribute in inspect(instance).committed_state:
+            self._check_belongs(instance, row_id, value)
         elif row_id != _stored_id(instance) and (value := getattr(instance, self._attribute)) is not None:
             # In the row of another id its bytes would open for nobody.
             setattr(instance, self._attribute, self._seal(instance, row_id, self._open(instance, value)))

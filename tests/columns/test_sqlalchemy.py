@@ -18,12 +18,15 @@ from sqlalchemy import (
     event,
     func,
     insert,
+    inspect,
     select,
     text,
     update,
 )
+from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, make_transient, mapped_column
+from sqlalchemy.schema import CreateTable
 
 from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredKey, UnknownKey
 from backupd.columns.aes_gcm import AesGcm, key_id
@@ -433,6 +436,64 @@ def test_the_database_is_asked_who_has_a_secret(engine: Engine) -> None:
         assert session.scalars(select(Moving.id).where(Moving.totp_secret.is_(None))).all() == [3]
 
 
+def overwritten(session: Session) -> None:
+    session.scalars(select(Known)).one().totp_secret_sealed = b"JBSWY3DPEHPK3PXP"
+    session.flush()
+
+
+AROUND: dict[str, Callable[[Session], object]] = {
+    "assigned to the column": overwritten,
+    "updated": lambda session: session.execute(update(Known).values(totp_secret_sealed=b"JBSWY3DPEHPK3PXP")),
+    "updated where": lambda session: session.execute(update(Known.__table__).values(totp_secret_sealed=b"JBSWY3DPEHPK3PXP")),  # type: ignore[arg-type]
+    "queried": lambda session: session.query(Known).update({"totp_secret_sealed": b"JBSWY3DPEHPK3PXP"}),
+    "inserted": lambda session: session.execute(insert(Known).values(id=uuid.uuid4(), totp_secret_sealed=b"JBSWY3DPEHPK3PXP")),
+    "inserted, several": lambda session: session.execute(
+        insert(Known), [{"id": uuid.uuid4(), "totp_secret_sealed": b"JBSWY3DPEHPK3PXP"} for _ in range(2)]
+    ),
+    "a text": lambda session: session.execute(update(Known).values(totp_secret_sealed="JBSWY3DPEHPK3PXP")),
+    "bulk insert": lambda session: session.bulk_insert_mappings(
+        Known, [{"id": uuid.uuid4(), "totp_secret_sealed": b"JBSWY3DPEHPK3PXP"}]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_bytes_that_are_not_encrypted_are_written_by_no_statement_and_shown_by_no_error(engine: Engine, name: str) -> None:
+    with Session(engine) as session:
+        session.add(Known(totp_secret=Secret("KRSXG5CTMVRXEZLU")))
+        session.commit()
+        before = stored(engine, "SELECT totp_secret_sealed FROM known")
+        with pytest.raises(ColumnError) as caught:
+            AROUND[name](session)
+        session.rollback()
+    assert "JBSWY3DP" not in repr(caught.value) + str(caught.value) + str(caught.value.hint)
+    assert stored(engine, "SELECT totp_secret_sealed FROM known") == before
+
+
+def test_encrypted_bytes_may_be_written_past_the_object_and_no_others_to_it(engine: Engine) -> None:
+    """As a program that copies a table does. On an object they have to be its own."""
+    given = uuid.uuid4()
+    envelope = KEYS.encrypt(Cell("known", "totp_secret_sealed", str(given)), Secret("KRSXG5CTMVRXEZLU"))
+    with Session(engine) as session:
+        session.execute(insert(Known).values(id=given, totp_secret_sealed=memoryview(envelope)))
+        session.execute(update(Known).values(totp_secret_sealed=None))
+        session.execute(update(Known).values(totp_secret_sealed=envelope))
+        row = session.scalars(select(Known).where(Known.totp_secret_sealed == envelope)).one()
+        assert row.totp_secret == Secret("KRSXG5CTMVRXEZLU")
+        row.totp_secret_sealed = KEYS.encrypt(Cell("known", "totp_secret_sealed", str(given)), Secret("AAAAAAAAAAAAAAAA"))
+        session.commit()
+        assert row.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+        row.totp_secret_sealed = KEYS.encrypt(Cell("known", "totp_secret_sealed", str(uuid.uuid4())), Secret("B"))
+        with pytest.raises(NotAuthentic):
+            session.commit()
+
+
+def test_the_column_is_bytea_as_it_was_mapped(engine: Engine) -> None:
+    [column] = [each for each in inspect(engine).get_columns("known") if each["name"] == "totp_secret_sealed"]
+    assert isinstance(column["type"], BYTEA)
+    assert "totp_secret_sealed BYTEA" in str(CreateTable(Numbered.__table__).compile(engine))  # type: ignore[arg-type]
+
+
 BULK: dict[str, Callable[[Session], object]] = {
     "objects": lambda session: session.bulk_save_objects([Known(id=uuid.uuid4(), totp_secret=Secret("JBSWY3DPEHPK3PXP"))]),
     "values": lambda session: session.execute(insert(Known).values(totp_secret=Secret("JBSWY3DPEHPK3PXP"))),
@@ -602,7 +663,11 @@ def test_a_bulk_insert_takes_no_notice_of_what_is_no_column(engine: Engine) -> N
     with Session(engine) as session:
         session.execute(insert(Known), [{"id": uuid.uuid4(), "totp_secret": Secret("JBSWY3DPEHPK3PXP")}])
         session.commit()
-    assert stored(engine, "SELECT totp_secret_sealed FROM known") == [(None,)]
+        given = session.scalars(select(Known.id)).one()
+        session.bulk_update_mappings(Known, [{"id": given, "totp_secret": Secret("JBSWY3DPEHPK3PXP")}])
+        session.bulk_insert_mappings(Known, [{"id": uuid.uuid4(), "totp_secret": Secret("JBSWY3DPEHPK3PXP")}])
+        session.commit()
+    assert stored(engine, "SELECT totp_secret_sealed FROM known") == [(None,), (None,)]
 
 
 def test_rows_that_were_moved_behind_a_session_are_read_after_the_next_load(engine: Engine) -> None:
