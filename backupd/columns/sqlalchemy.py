@@ -21,12 +21,31 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
 
-from sqlalchemy import Column, ColumnElement, Connection, Dialect, LargeBinary, TypeDecorator, and_, event, inspect, or_, update
+from sqlalchemy import (
+    CHAR,
+    NCHAR,
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Enum,
+    Integer,
+    LargeBinary,
+    String,
+    TypeDecorator,
+    Uuid,
+    and_,
+    event,
+    inspect,
+    or_,
+    update,
+)
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import Mapper, QueryContext
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.sql import operators
+from sqlalchemy.types import NullType
 
 from backupd.columns import Cell, ColumnError
 from backupd.columns.forms import Form, form_of
@@ -79,7 +98,8 @@ def sealed(
     """A hybrid property over the model's `attribute`, a LargeBinary column. Its value is a `Secret`, or None for NULL.
 
     A value is bound to the column's name and to the table's as SQLAlchemy has it, with the schema if one is set; give `table`
-    where backupd's configuration writes that otherwise. The primary key is one column: a number, a text or a UUID.
+    where backupd's configuration writes that otherwise. The primary key is one column: Integer, String, Text or Uuid (or made of
+    them, but no CHAR, Enum or TypeDecorator, whose ids may be spelt otherwise in the database).
 
     `former` is the attribute of the column that is moved here, while rows may be in either. It is read where the sealed one is
     NULL: as it stands if it is in clear, else by `read_former`. Each assignment writes the sealed one and empties it.
@@ -141,6 +161,7 @@ class _Sealed(hybrid_property[Secret | None]):
             ("after_insert", self._after_insert),
             ("before_update", self._before_update),
             ("after_mapper_constructed", self._guard),
+            ("mapper_configured", self._check_key),
         ):
             event.listen(owner, happening, listener, propagate=True)
         event.listen(owner, "expire", self._forget, propagate=True)
@@ -233,6 +254,15 @@ class _Sealed(hybrid_property[Secret | None]):
         if isinstance(column.type, LargeBinary):
             column.type = Envelope(column.type.length)
 
+    def _check_key(self, mapper: Mapper[Any], _: type[Any]) -> None:
+        for column in mapper.primary_key:
+            kind = column.type
+            if not isinstance(kind, Integer | String | Uuid | NullType) or isinstance(kind, CHAR | NCHAR | Enum):
+                raise NoRowId(
+                    f"{column} is {kind!r}: it cannot be told how PostgreSQL spells such an id, to which a value is bound",
+                    "give the table a primary key of the type Integer, BigInteger, String, Text or Uuid",
+                )
+
     # -------------------------------------------------------------------------------------------------------- flushed
 
     def _before_insert(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
@@ -274,7 +304,7 @@ class _Sealed(hybrid_property[Secret | None]):
             setattr(instance, self._attribute, self._seal(instance, row_id, value.secret))
         elif value is not None and self._attribute in inspect(instance).committed_state:
             self._check_belongs(instance, row_id, value)
-        elif row_id != _stored_id(instance) and (value := getattr(instance, self._attribute)) is not None:
+        elif not self._same_row(instance, row_id) and (value := getattr(instance, self._attribute)) is not None:
             # In the row of another id its bytes would open for nobody.
             setattr(instance, self._attribute, self._seal(instance, row_id, self._open(instance, value)))
 
@@ -302,6 +332,12 @@ class _Sealed(hybrid_property[Secret | None]):
         mapper: Mapper[Any] = inspect(instance).mapper
         column: Column[Any] = mapper.attrs[attribute].columns[0]
         return Cell(self._table or str(column.table), column.name, _spelt(row_id, column))
+
+    def _same_row(self, instance: Any, row_id: object) -> bool:
+        stored = _stored_id(instance)
+        return row_id == stored or self._cell(instance, row_id, self._attribute) == self._cell(
+            instance, stored, self._attribute
+        )
 
     def _column(self, mapper: Mapper[Any]) -> Column[Any]:
         column: Column[Any] = mapper.attrs[self._attribute].columns[0]
@@ -339,10 +375,16 @@ def _stored_id(instance: Any) -> object:
 
 def _spelt(row_id: object, column: Column[Any]) -> str:
     """As `id::text` in PostgreSQL is, by which a restore test knows the row."""
-    if len(column.table.primary_key.columns) != 1:
+    keys = list(column.table.primary_key.columns)
+    if len(keys) != 1:
         raise NoRowId(f"the primary key of {column.table} is not one column", "an encrypted value is bound to the id of a row")
     if isinstance(row_id, bool) or not isinstance(row_id, int | str | UUID):
         raise NoRowId(
             f"the row of {column} has no id yet, or one that is no number, text or UUID", "flush the session before you read it"
         )
+    if isinstance(row_id, str) and isinstance(keys[0].type, Uuid):
+        try:
+            return str(UUID(row_id))
+        except ValueError:
+            raise NoRowId(f"the id of a row of {column} is no UUID", "give the object a UUID for its id") from None
     return str(row_id)

@@ -1,5 +1,6 @@
 """Encrypted attributes of SQLAlchemy models, on PostgreSQL: bound to their rows, and in clear nowhere outside of Python."""
 
+import enum
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -8,12 +9,22 @@ from typing import Any
 import pytest
 from cryptography.fernet import Fernet
 from sqlalchemy import (
+    CHAR,
+    UUID,
+    VARCHAR,
     BigInteger,
+    Date,
     Engine,
+    Enum,
     ForeignKey,
     Identity,
     LargeBinary,
+    Numeric,
+    SmallInteger,
     String,
+    Text,
+    TypeDecorator,
+    Uuid,
     create_engine,
     event,
     func,
@@ -386,6 +397,82 @@ def test_keys_of_several_columns_are_refused(engine: Engine) -> None:
         session.add(Pair(a=1, b=2, secret=Secret("AAAAAAAAAAAAAAAA")))
         with pytest.raises(NoRowId, match="not one column"):
             session.flush()
+
+
+@pytest.mark.parametrize("spelt", [str.upper, lambda text: text.replace("-", ""), "{{{}}}".format, str])
+def test_a_uuid_that_is_given_as_a_text_is_bound_as_the_database_spells_it(engine: Engine, spelt: Callable[[str], str]) -> None:
+    class Texts(DeclarativeBase):
+        pass
+
+    class Row(Texts):
+        __tablename__ = "known"
+        id: Mapped[str] = mapped_column(Uuid(as_uuid=False), primary_key=True)
+        totp_secret_sealed: Mapped[bytes | None]
+        totp_secret = sealed("totp_secret_sealed", KEYS)
+
+    given = uuid.uuid4()
+    with Session(engine) as session:
+        row = Row(id=spelt(str(given)), totp_secret=Secret("AAAAAAAAAAAAAAAA"))
+        session.add(row)
+        session.commit()
+        assert row.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+        row.totp_secret = Secret("BBBBBBBBBBBBBBBB")
+        session.commit()
+    with Session(engine) as session:
+        assert session.get_one(Row, spelt(str(given))).totp_secret == Secret("BBBBBBBBBBBBBBBB")
+    with Session(engine) as session:
+        assert session.scalars(select(Row)).one().totp_secret == Secret("BBBBBBBBBBBBBBBB")
+        assert session.scalars(select(Known)).one().totp_secret == Secret("BBBBBBBBBBBBBBBB")
+        session.add(Row(id="a name", totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        with pytest.raises(NoRowId, match="no UUID"):
+            session.flush()
+
+
+class Prefixed(TypeDecorator[str]):
+    """An id that the application spells otherwise than the database does."""
+
+    impl = Uuid
+    cache_ok = True
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+KEY_TYPES: dict[str, tuple[Callable[[], Any], bool]] = {
+    "CHAR": (lambda: CHAR(10), False),
+    "decorated": (Prefixed, False),
+    "enum": (lambda: Enum(Colour), False),
+    "numeric": (Numeric, False),
+    "date": (Date, False),
+    "smallint": (SmallInteger, True),
+    "varchar": (lambda: VARCHAR(10), True),
+    "text": (Text, True),
+    "uuid": (UUID, True),
+}
+
+
+@pytest.mark.parametrize("name", KEY_TYPES)
+def test_a_primary_key_that_the_database_may_spell_otherwise_is_refused_when_it_is_mapped(name: str) -> None:
+    """Its values could not be read any more once they were written."""
+    kind, taken = KEY_TYPES[name]
+
+    class Other(DeclarativeBase):
+        pass
+
+    class Row(Other):
+        __tablename__ = "other"
+        id: Mapped[Any] = mapped_column(kind(), primary_key=True)
+        sealed_bytes: Mapped[bytes | None]
+        secret = sealed("sealed_bytes", KEYS)
+
+    if taken:
+        Other.registry.configure()
+        return
+    with pytest.raises(NoRowId, match="cannot be told how PostgreSQL spells") as caught:
+        Other.registry.configure()
+    assert str(caught.value).startswith("other.id is ")
+    Other.registry.dispose()
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused
