@@ -12,8 +12,10 @@ retired key would be written under again. Any number of threads may use one.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
+import weakref
 from collections.abc import Callable
 
 from backupd.columns import Cell, KeysUnusable, UnknownKey, aes_gcm
@@ -55,6 +57,7 @@ class LiveKeyring:
         self._not_before = clock()
         # One attribute, so that a thread sees a keyring together with its time or not at all.
         self._held: tuple[AesGcm, float] | None = None
+        _LIVING.add(self)
 
     def load(self) -> Keyring:
         """The keyring, fetched if it was not yet. Call it at start, so that an application without keys does not start.
@@ -81,6 +84,10 @@ class LiveKeyring:
     def key_id(self, data: bytes) -> str:
         """The id of the key that this value names; needs no key. Raises Malformed."""
         return aes_gcm.key_id(data)
+
+    def after_fork(self) -> None:
+        """In the child of a fork, where a thread that was fetching is not, and its lock would never be released."""
+        self._fetching = threading.Lock()
 
     def _cipher(self) -> AesGcm:
         held = self._held
@@ -124,6 +131,17 @@ class LiveKeyring:
             _check_not_older(keyring, self._held[0].keyring)
         self._held = (AesGcm(keyring), self._clock())
         return self._held
+
+
+_LIVING: weakref.WeakSet[LiveKeyring] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for keys in list(_LIVING):
+        keys.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _check_not_older(keyring: Keyring, held: Keyring) -> None:

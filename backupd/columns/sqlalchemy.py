@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, Protocol
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from sqlalchemy import (
     CHAR,
@@ -42,7 +43,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
-from sqlalchemy.orm import Mapper, QueryContext
+from sqlalchemy.orm import InstanceState, Mapper, QueryContext
 from sqlalchemy.orm.attributes import flag_modified, set_committed_value
 from sqlalchemy.sql import operators
 from sqlalchemy.types import NullType
@@ -53,6 +54,11 @@ from backupd.redact import REDACTED, Secret
 
 ReadFormer = Callable[[Cell, bytes], Secret]
 """Opens a value of the former column that is not in clear; `decrypt` of a cipher is one."""
+
+
+_WAITING: WeakKeyDictionary[InstanceState[Any], dict[str, Secret]] = WeakKeyDictionary()
+"""What was sealed for a new row, by the attribute's name, in case its insert is undone and done again. Not in the object's
+state, which is pickled. By the name, for where a subclass defines the property anew the listeners of both are called."""
 
 
 class Sealer(Protocol):
@@ -98,8 +104,8 @@ def sealed(
     """A hybrid property over the model's `attribute`, a LargeBinary column. Its value is a `Secret`, or None for NULL.
 
     A value is bound to the column's name and to the table's as SQLAlchemy has it, with the schema if one is set; give `table`
-    where backupd's configuration writes that otherwise. The primary key is one column: Integer, String, Text or Uuid (or made of
-    them, but no CHAR, Enum or TypeDecorator, whose ids may be spelt otherwise in the database).
+    where backupd's configuration writes that otherwise. The primary key is one column: Integer, String, Text or Uuid (or made
+    of them, but no CHAR, Enum or TypeDecorator, whose ids may be spelt otherwise in the database).
 
     `former` is the attribute of the column that is moved here, while rows may be in either. It is read where the sealed one is
     NULL: as it stands if it is in clear, else by `read_former`. Each assignment writes the sealed one and empties it.
@@ -143,8 +149,6 @@ class _Sealed(hybrid_property[Secret | None]):
         self, attribute: str, keys: Sealer, table: str | None, former: str | None, read_former: ReadFormer | None
     ) -> None:
         self._attribute = attribute
-        # By the attribute's name: where a subclass defines the property anew, the listeners of both are called.
-        self._waiting = ("backupd", attribute)
         self._apart = ("backupd, loaded apart", attribute)
         self._keys = keys
         self._table = table
@@ -175,8 +179,7 @@ class _Sealed(hybrid_property[Secret | None]):
         if isinstance(value, _Unsealed):
             return value.secret
         state = inspect(instance)
-        if not state.has_identity and self._waiting in state.info:
-            waiting: Secret = state.info[self._waiting]
+        if not state.has_identity and (waiting := self._waiting(instance)) is not None:
             return waiting
         if value is None and self._former is not None and self._may_have_moved(instance, self._former):
             value = self._load_both(instance, self._former)
@@ -187,7 +190,7 @@ class _Sealed(hybrid_property[Secret | None]):
     def _set(self, instance: Any, value: Secret | None) -> None:
         if value is not None and not isinstance(value, Secret):
             raise TypeError(f"{type(instance).__name__}.{self.__name__} takes a Secret or None: wrap the text in Secret(…)")
-        inspect(instance).info.pop(self._waiting, None)
+        self._forget(instance)
         setattr(instance, self._attribute, None if value is None else _Unsealed(value))
         if self._former is not None:
             setattr(instance, self._former, None)
@@ -265,16 +268,18 @@ class _Sealed(hybrid_property[Secret | None]):
 
     # -------------------------------------------------------------------------------------------------------- flushed
 
-    def _before_insert(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
+    def _before_insert(self, mapper: Mapper[Any], connection: Connection, instance: Any) -> None:
         value = inspect(instance).dict.get(self._attribute)
         # After a rollback an object can be inserted again, with another id.
-        secret = value.secret if isinstance(value, _Unsealed) else inspect(instance).info.get(self._waiting)
+        secret = value.secret if isinstance(value, _Unsealed) else self._waiting(instance)
         row_id = mapper.primary_key_from_instance(instance)[0]
+        if secret is not None or value is not None:
+            self._check_table(mapper, connection)
         if secret is None:
             if value is not None:
                 self._check_belongs(instance, row_id, value)
             return
-        inspect(instance).info[self._waiting] = secret
+        _WAITING.setdefault(inspect(instance), {})[self._attribute] = secret
         if row_id is not None:
             setattr(instance, self._attribute, self._seal(instance, row_id, secret))
             return
@@ -287,7 +292,7 @@ class _Sealed(hybrid_property[Secret | None]):
         setattr(instance, self._attribute, None)
 
     def _after_insert(self, mapper: Mapper[Any], connection: Connection, instance: Any) -> None:
-        secret = inspect(instance).info.get(self._waiting)
+        secret = self._waiting(instance)
         if secret is None or inspect(instance).dict.get(self._attribute) is not None:
             return
         row_id = mapper.primary_key_from_instance(instance)[0]
@@ -297,9 +302,11 @@ class _Sealed(hybrid_property[Secret | None]):
         connection.execute(update(column.table).where(key == row_id).values({column: envelope}))
         set_committed_value(instance, self._attribute, envelope)
 
-    def _before_update(self, mapper: Mapper[Any], _: Connection, instance: Any) -> None:
+    def _before_update(self, mapper: Mapper[Any], connection: Connection, instance: Any) -> None:
         value = inspect(instance).dict.get(self._attribute)
         row_id = mapper.primary_key_from_instance(instance)[0]
+        if value is not None and self._attribute in inspect(instance).committed_state:
+            self._check_table(mapper, connection)
         if isinstance(value, _Unsealed):
             setattr(instance, self._attribute, self._seal(instance, row_id, value.secret))
         elif value is not None and self._attribute in inspect(instance).committed_state:
@@ -308,8 +315,11 @@ class _Sealed(hybrid_property[Secret | None]):
             # In the row of another id its bytes would open for nobody.
             setattr(instance, self._attribute, self._seal(instance, row_id, self._open(instance, value)))
 
-    def _forget(self, instance: Any, attributes: Any) -> None:
-        inspect(instance).info.pop(self._waiting, None)
+    def _waiting(self, instance: Any) -> Secret | None:
+        return _WAITING.get(inspect(instance), {}).get(self._attribute)
+
+    def _forget(self, instance: Any, *_: Any) -> None:
+        _WAITING.get(inspect(instance), {}).pop(self._attribute, None)
 
     # ---------------------------------------------------------------------------------------------------------- cells
 
@@ -318,6 +328,17 @@ class _Sealed(hybrid_property[Secret | None]):
 
     def _open(self, instance: Any, value: bytes) -> Secret:
         return self._keys.decrypt(self._cell(instance, _stored_id(instance), self._attribute), bytes(value))
+
+    def _check_table(self, mapper: Mapper[Any], connection: Connection) -> None:
+        """That the statement goes to the table whose name is bound. Reading needs no check: it fails for another name."""
+        table, schemas = self._column(mapper).table, connection.get_execution_options().get("schema_translate_map") or {}
+        schema = getattr(table, "schema", None)
+        if self._table is None and schemas.get(schema, schema) != schema:
+            raise ColumnError(
+                f"schema_translate_map sends {table} to another schema, and values are bound to the table's name without it: "
+                "they would open in every such schema",
+                "give each schema models of its own, or, if that may be so, the name for all to sealed(…, table=…)",
+            )
 
     def _check_belongs(self, instance: Any, row_id: object, value: bytes) -> None:
         if row_id is not None:

@@ -182,6 +182,7 @@ def test_the_codes_of_the_guide_are_those_of_an_authenticator_and_good_once(appl
         user = version["User"](email="a@clinic.example")
         session.add(user)
         session.commit()
+        assert not version["code_is_right"](session, user, "000000"), "there is no second factor yet"
         authenticator = pyotp.parse_uri(version["enrol"](session, user))
         assert isinstance(authenticator, pyotp.TOTP)
         right = authenticator.at(datetime.now(UTC))

@@ -1,5 +1,7 @@
 """A keyring in a running application follows its custodian, and is turned against it by neither failures nor forged values."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 
@@ -264,6 +266,35 @@ def test_a_keyring_that_is_fetched_for_its_age_keeps_no_other_thread_waiting(
     answer.set()
     fetching.join(60)
     assert keys.load() == SECOND
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12 and newer advise against just this
+def test_a_process_that_is_forked_while_a_thread_fetches_can_fetch_too(
+    keys: LiveKeyring, custodian: Custodian, clock: Clock
+) -> None:
+    """As a server that forks its workers does. The thread is not in the child, and neither may its lock be."""
+    keys.load()
+    new, asked, answer = AesGcm(SECOND).encrypt(CELL, SEED), threading.Event(), threading.Event()
+
+    def slow() -> Secret:
+        asked.set()
+        assert answer.wait(60)
+        return SECOND.render()
+
+    custodian.has = slow
+    clock.now = MAX_AGE_S
+    fetching = threading.Thread(target=lambda: keys.encrypt(CELL, SEED))
+    fetching.start()
+    assert asked.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # which ends it, should it hang
+        custodian.has = SECOND.render
+        os._exit(0 if keys.decrypt(CELL, new) == SEED else 1)
+    _, status = os.waitpid(child, 0)
+    answer.set()
+    fetching.join(60)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_neither_the_keyring_nor_a_key_prints(keys: LiveKeyring) -> None:

@@ -2,6 +2,7 @@
 
 import enum
 import logging
+import pickle
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -755,6 +756,42 @@ def test_a_bulk_insert_takes_no_notice_of_what_is_no_column(engine: Engine) -> N
         session.bulk_insert_mappings(Known, [{"id": uuid.uuid4(), "totp_secret": Secret("JBSWY3DPEHPK3PXP")}])
         session.commit()
     assert stored(engine, "SELECT totp_secret_sealed FROM known") == [(None,), (None,)]
+
+
+def test_a_new_object_is_pickled_once_its_secret_is_sealed(engine: Engine) -> None:
+    """As caches do, with objects that are not expired when the session commits."""
+    with Session(engine, expire_on_commit=False) as session:
+        user = Numbered(email="a", totp_secret=Secret("JBSWY3DPEHPK3PXP"))
+        session.add(user)
+        with pytest.raises(TypeError):
+            pickle.dumps(user)
+        session.commit()
+        pickled = pickle.dumps(user)
+    assert b"JBSWY3DP" not in pickled
+    assert pickle.loads(pickled).totp_secret == Secret("JBSWY3DPEHPK3PXP")  # noqa: S301  our own
+
+
+def test_a_schema_that_is_translated_is_refused_unless_the_name_that_is_bound_was_given(engine: Engine) -> None:
+    """A value that is copied from one tenant's schema to another's would open there."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA tenant"))
+        Base.metadata.create_all(connection.execution_options(schema_translate_map={None: "tenant"}))
+    tenant = engine.execution_options(schema_translate_map={None: "tenant", "other": "tenant"})
+    with Session(tenant) as session:
+        session.add(Known(totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        with pytest.raises(ColumnError, match="schema_translate_map sends known to another schema"):
+            session.flush()
+        session.rollback()
+        row = Known()
+        session.add_all([row, Required(name="a", secret=Secret("AAAAAAAAAAAAAAAA"))])
+        session.commit()
+        row.totp_secret = Secret("AAAAAAAAAAAAAAAA")
+        with pytest.raises(ColumnError, match="schema_translate_map"):
+            session.flush()
+    assert stored(engine, "SELECT totp_secret_sealed FROM tenant.known") == [(None,)]
+    with Session(engine.execution_options(schema_translate_map={None: None, "other": "tenant"})) as session:
+        session.add(Known(totp_secret=Secret("AAAAAAAAAAAAAAAA")))
+        session.commit()
 
 
 def test_rows_that_were_moved_behind_a_session_are_read_after_the_next_load(engine: Engine) -> None:
