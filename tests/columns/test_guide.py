@@ -74,7 +74,12 @@ class Application:
         self.clinic.secrets.planted.assert_absent(done.stdout + done.stderr, "the output of the guide's commands")
         return done.stdout
 
-    def configure(self, fragment: str) -> None:
+    def configure(self, text: str) -> None:
+        """As the whole configuration."""
+        self.clinic.config.write_text(self.replaced(text))
+
+    def configure_backups(self, fragment: str) -> None:
+        """As the source of the host that makes backups and restores them."""
         self.clinic.configure(source=self.replaced(fragment), totp=None)
 
     def secrets_of(self, version: dict[str, Any]) -> dict[str, str | None]:
@@ -106,6 +111,8 @@ def application(tmp_path: Path, postgres17: PostgresServer, planted: Planted) ->
         address = f"{postgres17.host}:{postgres17.port}/{database.name}"
         ours = {
             "/etc/clinic": str(clinic.custody),
+            "s3://clinic-backups/prod": (clinic.directory / "store").as_uri(),
+            "/var/lib/backupd": str(clinic.directory),
             "secrets/clinic_owner.password": "custody/clinic_owner.password",
             "secrets/clinic.password": "custody/password",
             "backup_ro@db.example/clinic": f"{clinic.role}@{address}",
@@ -160,7 +167,9 @@ def test_the_guide_moves_an_application_over_and_no_secret_changes(application: 
     assert application.columns == {"id", "email", "totp_secret_sealed"}
     assert application.secrets_of(after) == seeds
 
-    application.configure(re.sub(r"(?m)^former = .*\n", "", block("3. Add the column", "toml")))
+    source = re.search(r"(?ms)^\[sources.*", block("3. Add the column", "toml"))
+    assert source is not None
+    application.configure_backups(re.sub(r"(?m)^former = .*\n", "", source[0]))
     assert clinic.run("columns", "status", SOURCE).code == 0
     clinic.back_up()
     drilled = clinic.run("restore-test", SOURCE, "--json").ok().json
@@ -238,7 +247,7 @@ def test_psycopg_alone_does_what_the_model_does(application: Application) -> Non
 
 def test_what_the_guide_installs_is_there_to_be_installed() -> None:
     extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    [extra] = re.findall(r"pip install 'backupd\[(\w+)\]'", block("1. Install", "sh"))
+    [extra] = re.findall(r"pip install '\.\[(\w+)\]'", block("1. Install", "sh"))
     assert extra in extras
 
 
