@@ -2,7 +2,8 @@
 
 No old value ever goes back to its server, for what stands in a statement or its parameters is logged there (log_statement,
 log_parameter_max_length, auto_explain, pgaudit), and it may be a secret in clear. So what is compared is its SHA-256, which the
-server computes of its own value. Each statement is a transaction of its own: a run that dies between two loses nothing.
+server computes of its own value. Each batch is a transaction of its own: a run that dies between two loses nothing. Before the
+commit the server is asked whether the rows hold what was written, for a trigger can have put something else there.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ _TRIES = 5  # when the table is locked; rows that are locked are passed over
 _RIGHTS = "GRANT SELECT, UPDATE ON the table TO the role in columns_dsn"
 
 _CONTENTION = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-# A constraint or a trigger of the application's has a say in each row.
-_UNWELCOME = (psycopg.errors.IntegrityError, psycopg.errors.DataError, psycopg.errors.RaiseException)
+# What concerns no row: the connection, the server's disk and memory, a cancelled statement, the server's own files.
+_OF_THE_SERVER = ("08", "53", "57", "58")
+
+
+class _Changed(Exception):
+    """A trigger of the application's put something else into a row than what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +72,11 @@ class Swap:
 
 @dataclass(frozen=True, slots=True)
 class Swapped:
-    """The ids of rows that were changed, and of those that the database refused, with its reason. The rest had changed, or were
-    locked."""
+    """How many rows were changed, and the ids of those that the database refused, with its reason. The rest had changed, or
+    were locked."""
 
-    done: frozenset[str]
-    refused: Mapping[str, str]
+    done: int
+    refused: Sequence[tuple[str, str]] = ()
 
 
 def connect(dsn: Dsn) -> Connection:
@@ -200,10 +205,11 @@ def swap(connection: Connection, table: Table, column: str, into: str, swaps: Se
     """Replace the values that are still what was seen. Where `into` is another column, `column` becomes NULL with it.
 
     A row in which `into` held something by then is left alone, unless it was seen to hold the very thing: then `column` alone
-    is emptied. Raises SourceDenied, SourceUnreachable, SourceFull and SourceError: then what earlier calls did stays done.
+    is emptied. A row in which a trigger puts something else is left as it was, and refused.
+    Raises SourceDenied, SourceUnreachable, SourceFull and SourceError: then what earlier calls did stays done.
     """
     if not swaps:
-        return Swapped(frozenset(), {})
+        return Swapped(0)
     with translated(f"write to {printable(table.name)}", _RIGHTS):
         for _ in range(_TRIES - 1):
             with suppress(psycopg.errors.LockNotAvailable):
@@ -213,23 +219,39 @@ def swap(connection: Connection, table: Table, column: str, into: str, swaps: Se
 
 def _swap_what_can_be(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> Swapped:
     """All at once, or else one by one, so that one row that is fought over, or unwelcome, keeps no other from being written."""
-    with suppress(*_CONTENTION, *_UNWELCOME):
-        return Swapped(_swap(connection, table, column, into, swaps), {})
-    done: set[str] = set()
-    refused: dict[str, str] = {}
+    try:
+        return Swapped(_swap(connection, table, column, into, swaps))
+    except (_Changed, psycopg.Error) as error:
+        _require_of_a_row(error)
+    _swap(connection, table, column, into, [])  # what fails without any row as well is no row's doing
+    done = 0
+    refused: list[tuple[str, str]] = []
     for each in swaps:
         try:
-            done |= _swap(connection, table, column, into, [each])
+            done += _swap(connection, table, column, into, [each])
         except _CONTENTION:
             continue
-        except _UNWELCOME as error:
+        except _Changed:
+            refused.append((each.row.row_id, "the database refused the new value: a trigger changed it"))
+        except psycopg.Error as error:
+            _require_of_a_row(error)
             # Not the server's message: a trigger can put the row into it.
             by = error.diag.constraint_name or "a trigger"
-            refused[each.row.row_id] = printable(f"the database refused the new value: {by} ({error.sqlstate})")
-    return Swapped(frozenset(done), refused)
+            refused.append((each.row.row_id, printable(f"the database refused the new value: {by} ({error.sqlstate})")))
+    return Swapped(done, refused)
 
 
-def _swap(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> frozenset[str]:
+def _require_of_a_row(error: _Changed | psycopg.Error) -> None:
+    """Raise what ends the run. The application's constraints and triggers have a say in each row, and fail in any way."""
+    if isinstance(error, _Changed):
+        return
+    state = error.sqlstate
+    if state is None or state.startswith(_OF_THE_SERVER) or isinstance(error, psycopg.errors.LockNotAvailable):
+        raise error
+
+
+def _swap(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> int:
+    """How many rows were replaced, in one transaction. Raises _Changed when one of them holds something else now."""
     source, target = sql.Identifier(column), sql.Identifier(into)
     change: sql.Composable
     there: sql.Composable
@@ -243,9 +265,10 @@ def _swap(connection: Connection, table: Table, column: str, into: str, swaps: S
     # logins that need them. The lock is the one that UPDATE takes, so that rows which refer to this one can still be inserted.
     statement = sql.SQL(
         "WITH v AS MATERIALIZED (SELECT s.* FROM unnest(%s::text[], %s::bytea[], %s::bytea[], %s::bytea[])"
-        " AS s(id, seen, beside, new) JOIN {table} AS t ON t.{id} = s.id::{id_type} FOR NO KEY UPDATE OF t SKIP LOCKED)"
+        " WITH ORDINALITY AS s(id, seen, beside, new, place) JOIN {table} AS t ON t.{id} = s.id::{id_type}"
+        " FOR NO KEY UPDATE OF t SKIP LOCKED)"
         " UPDATE {table} AS t SET {change} FROM v"
-        " WHERE t.{id} = v.id::{id_type} AND sha256({value}) = v.seen AND {there} RETURNING v.id"
+        " WHERE t.{id} = v.id::{id_type} AND sha256({value}) = v.seen AND {there} RETURNING v.place"
     ).format(
         table=sql.SQL(table.name),
         change=change,
@@ -260,7 +283,32 @@ def _swap(connection: Connection, table: Table, column: str, into: str, swaps: S
         [None if each.row.beside is None else _digest(each.row.beside) for each in swaps],
         [each.new for each in swaps],
     )
-    return frozenset(row_id for (row_id,) in connection.execute(statement, parameters).fetchall())
+    with connection.transaction():
+        places = [place for (place,) in connection.execute(statement, parameters).fetchall()]
+        if places:
+            # The triggers that wait for the commit have to have done their work before it is looked at.
+            connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
+            _require_there(connection, table, column, into, [swaps[place - 1] for place in set(places)])
+    return len(places)
+
+
+def _require_there(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> None:
+    """Raise _Changed unless each row holds its new value, and nothing is left in the column that it was taken from."""
+    emptied = sql.SQL("true") if into == column else sql.SQL("t.{} IS NULL").format(sql.Identifier(column))
+    query = sql.SQL(
+        "SELECT count(*) FROM unnest(%s::text[], %s::bytea[]) AS s(id, new) WHERE NOT EXISTS (SELECT FROM {table} AS t"
+        " WHERE t.{id} = s.id::{id_type} AND sha256({value}) IS NOT DISTINCT FROM s.new AND {emptied})"
+    ).format(
+        table=sql.SQL(table.name),
+        id=sql.Identifier(table.id_column),
+        id_type=sql.SQL(table.id_type),
+        value=table.bytes_of(into),
+        emptied=emptied,
+    )
+    expected = [None if each.new is None else _digest(each.new) for each in swaps]
+    [(wrong,)] = connection.execute(query, ([each.row.row_id for each in swaps], expected)).fetchall()
+    if wrong:
+        raise _Changed
 
 
 def _wanted(table: Table, column: str, but: bytes) -> sql.Composable:

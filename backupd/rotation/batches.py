@@ -97,12 +97,12 @@ class Rewriting:
                 except ColumnError as error:
                     tally.leave(row.row_id, error.message)
             swapped = column_rows.swap(self.connection, self.table, self.column, self.into, swaps)
-            for row_id, reason in swapped.refused.items():
+            for row_id, reason in swapped.refused:
                 tally.leave(row_id, reason)
-            overtaken = len(swaps) - len(swapped.done) - len(swapped.refused)
-            tried += len(swapped.done) + overtaken
-            done += len(swapped.done)
-            tally.done += len(swapped.done)
+            overtaken = len(swaps) - swapped.done - len(swapped.refused)
+            tried += swapped.done + overtaken
+            done += swapped.done
+            tally.done += swapped.done
             tally.overtaken += overtaken
             self.moved(len(rows))
             if self.pace.pause_s:

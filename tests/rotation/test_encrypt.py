@@ -303,6 +303,44 @@ def test_a_constraint_s_refusal_names_it_and_no_value(guarded: Clinic) -> None:
     assert caught.value.report.left == {"7": "the database refused the new value: short (23514)"}
 
 
+@pytest.mark.parametrize("when", ["BEFORE", "AFTER", "DEFERRED"])
+def test_no_secret_is_lost_to_a_trigger_that_puts_the_former_value_back(ready: Clinic, when: str) -> None:
+    """Of everybody but the application. The former column is emptied only where the new one holds the secret."""
+    if when == "BEFORE":
+        body, kind = "NEW.totp_sealed := OLD.totp_sealed; RETURN NEW;", "TRIGGER guard BEFORE UPDATE ON users"
+    else:
+        body = "UPDATE users SET totp_sealed = NULL WHERE id = NEW.id AND totp_sealed IS NOT NULL; RETURN NULL;"
+        kind = "TRIGGER guard AFTER UPDATE ON users"
+        if when == "DEFERRED":
+            kind = f"CONSTRAINT {kind} DEFERRABLE INITIALLY DEFERRED"
+    ready.database.execute(
+        f"CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {body} END $$;"
+        f"CREATE {kind} FOR EACH ROW WHEN (OLD.id <> 5) EXECUTE FUNCTION guard()"
+    )
+    with pytest.raises(RowsLeft) as caught:
+        turn(ready, Stage.ROWS)
+    assert caught.value.report.figures["rows_moved"] == 1
+    assert caught.value.report.left_rows == USERS - 1
+    assert caught.value.report.left["1"] == "the database refused the new value: a trigger changed it"
+    assert ready.opened() == {5: EVERYONE[5]}
+    in_clear = dict(ready.database.execute("SELECT id, totp_secret FROM users WHERE totp_secret IS NOT NULL"))
+    assert in_clear == {number: text for number, text in EVERYONE.items() if number != 5}
+    with pytest.raises(Refused, match="still holds values"):
+        turn(ready, Stage.FINISH)
+
+
+def test_a_trigger_that_fills_the_former_column_again_is_refused_its_rows(ready: Clinic) -> None:
+    ready.database.execute(
+        "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.totp_secret := coalesce(NEW.totp_secret, OLD.totp_secret); RETURN NEW; END $$;"
+        "CREATE TRIGGER guard BEFORE UPDATE ON users FOR EACH ROW WHEN (OLD.id = 5) EXECUTE FUNCTION guard()"
+    )
+    with pytest.raises(RowsLeft) as caught:
+        turn(ready, Stage.ROWS)
+    assert caught.value.report.left == {"5": "the database refused the new value: a trigger changed it"}
+    assert ready.opened() == {number: text for number, text in EVERYONE.items() if number != 5}
+
+
 def test_without_the_right_to_read_there_is_no_plan(ready: Clinic) -> None:
     ready.database.execute(f"ALTER TABLE users OWNER TO postgres; REVOKE ALL ON users FROM {ready.role}")
     with pytest.raises(SourceError):

@@ -324,6 +324,53 @@ def test_a_row_that_the_database_refuses_is_left_without_its_contents(due: Clini
     assert caught.value.report.figures["rows_rewritten"] == USERS - 1
 
 
+def test_a_trigger_that_puts_the_old_value_back_is_told_of_after_one_pass(due: Clinic) -> None:
+    due.database.execute(
+        "CREATE FUNCTION guard() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN NEW.totp_sealed := OLD.totp_sealed; RETURN NEW; END $$;"
+        "CREATE TRIGGER guard BEFORE UPDATE ON users FOR EACH ROW WHEN (OLD.id IN (10, 11)) EXECUTE FUNCTION guard()"
+    )
+    with pytest.raises(RowsLeft) as caught:
+        turn(due, Stage.ROWS)
+    report = caught.value.report
+    assert report.left == dict.fromkeys(("10", "11"), "the database refused the new value: a trigger changed it")
+    assert report.figures == {"rows_rewritten": USERS - 2, "overtaken": 0}
+    assert due.opened() == EVERYONE
+
+
+def test_a_row_that_a_trigger_fails_on_keeps_no_other_from_being_written(due: Clinic) -> None:
+    due.database.execute(
+        "CREATE FUNCTION broken() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nofunc(); RETURN NEW; END $$;"
+        "CREATE TRIGGER broken BEFORE UPDATE ON users FOR EACH ROW WHEN (OLD.id = 9) EXECUTE FUNCTION broken()"
+    )
+    with pytest.raises(RowsLeft) as caught:
+        turn(due, Stage.ROWS)
+    assert caught.value.report.left == {"9": "the database refused the new value: a trigger (42883)"}
+    assert caught.value.report.figures["rows_rewritten"] == USERS - 1
+    assert due.opened() == EVERYONE
+
+
+def test_a_trigger_that_lacks_a_right_is_no_right_that_the_role_lacks(due: Clinic) -> None:
+    due.database.execute(
+        "CREATE TABLE history (id int);"
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN INSERT INTO history VALUES (OLD.id); RETURN NEW; END $$;"
+        "CREATE TRIGGER keep BEFORE UPDATE ON users FOR EACH ROW WHEN (OLD.id = 9) EXECUTE FUNCTION keep()"
+    )
+    with pytest.raises(RowsLeft) as caught:
+        turn(due, Stage.ROWS)
+    assert caught.value.report.left == {"9": "the database refused the new value: a trigger (42501)"}
+
+
+def test_rows_are_counted_and_not_ids_where_a_child_table_has_the_same_ones(due: Clinic) -> None:
+    """The parent's primary key does not reach into its children."""
+    due.database.execute("CREATE TABLE guests () INHERITS (users); INSERT INTO guests SELECT * FROM ONLY users WHERE id < 10")
+    report = turn(due, Stage.ROWS)
+    assert report.figures["rows_rewritten"] == USERS + 9
+    assert due.key_ids() == {NEW}
+    assert due.opened() == EVERYONE
+
+
 def test_a_trigger_that_keeps_rows_as_they_are_is_noticed(due: Clinic) -> None:
     due.database.execute(
         "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;"
