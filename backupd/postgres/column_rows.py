@@ -90,6 +90,7 @@ def connect(dsn: Dsn) -> Connection:
             _set(connection, "row_security", "off")
             _set(connection, "lock_timeout", f"{LOCK_TIMEOUT_S}s")
             _set(connection, "default_transaction_isolation", "read committed")
+            _set(connection, "standard_conforming_strings", "on")  # psycopg writes bytes so that they need it
         session.refuse_pooler(connection)
     except BaseException:
         connection.close()
@@ -117,7 +118,7 @@ def find(connection: Connection, table: str, id_column: str) -> Table:
     [(oid, name)] = found
     with translated(f"read the columns of {shown}"):
         columns = connection.execute(
-            "SELECT attname::text, format_type(atttypid, NULL), attnotnull, EXISTS (SELECT FROM pg_index"
+            "SELECT attname::text, format_type(atttypid, atttypmod), attnotnull, EXISTS (SELECT FROM pg_index"
             " WHERE indrelid = attrelid AND indisunique AND indisvalid AND indpred IS NULL AND indnkeyatts = 1"
             " AND indkey[0] = attnum) FROM pg_attribute WHERE attrelid = %s::int8::oid AND attnum > 0 AND NOT attisdropped",
             (oid,),

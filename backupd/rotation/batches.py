@@ -89,6 +89,11 @@ class Rewriting:
         tally.left_rows, tally.left = 0, {}
         tried, done, after = 0, 0, None
         while rows := self._batch(after):
+            if rows[-1].row_id == after:
+                raise SourceError(
+                    f"the ids of {printable(self.table.name)} do not advance after {printable(after)}",
+                    "an id has to be equal to what its text is read as: a number, a text or a UUID is",
+                )
             after = rows[-1].row_id
             swaps = []
             for row in rows:

@@ -452,6 +452,36 @@ def test_ids_of_every_usual_type(sealed: Clinic, kind: str) -> None:
     assert sealed.key_ids() == {NEW}
 
 
+def test_a_role_whose_strings_are_of_the_old_kind_is_no_hindrance(due: Clinic) -> None:
+    due.database.execute(f"ALTER ROLE {due.role} SET standard_conforming_strings = off")
+    due.database.execute("UPDATE users SET totp_sealed = NULL WHERE id = 1")
+    assert turn(due, Stage.ROWS).figures["rows_rewritten"] == USERS - 1
+    assert plan(due.column(), due.writer, NEW, due.trail).stage == "done"
+
+
+def test_ids_of_fixed_length_are_ordered_by_all_of_it(sealed: Clinic) -> None:
+    """`character` alone is one character long."""
+    sealed.database.execute("ALTER TABLE users ALTER id TYPE char(32) USING md5(id::text)")
+    for (row_id,) in sealed.database.execute("SELECT id::text FROM users"):
+        value = AesGcm(sealed.keyring).encrypt(Cell("users", "totp_sealed", row_id), Secret(seed(1)))
+        sealed.database.execute("UPDATE users SET totp_sealed = %s WHERE id = %s", (value, row_id))
+    assert turn(sealed, Stage.ALL).figures == {"rows_rewritten": USERS, "overtaken": 0}
+    assert sealed.key_ids() == {NEW}
+
+
+def test_ids_without_an_order_end_the_run(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that begins where the one before it began would come again for ever."""
+    real = column_rows.batch
+
+    def stuck(*arguments: Any, after: str | None, **more: Any) -> list[column_rows.Row]:
+        return real(*arguments, after=None, **more)
+
+    due.database.execute("UPDATE users SET totp_sealed = 'nonsense' WHERE id < 5")
+    monkeypatch.setattr(column_rows, "batch", stuck)
+    with pytest.raises(SourceError, match="ids of .* do not advance"):
+        turn(due, Stage.ROWS)
+
+
 def test_what_is_sent_to_the_server_holds_neither_secret_nor_key(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[object] = []
     real = psycopg.Connection.execute
