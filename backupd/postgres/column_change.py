@@ -1,8 +1,9 @@
 """A column's change of type while the application runs: the new column comes beside the old one, which goes when it is empty.
 
 Each statement needs its lock for a moment only, waits briefly for it and tries again: whoever waits for an exclusive lock makes
-all others wait behind it. Before the old column is dropped a constraint keeps everybody from writing to it, so that no
-value is lost between the last look and the drop. Moves no value itself.
+all others wait behind it. The last look at the old column and its drop are one transaction under one lock, so that no value is
+lost between them. No constraint forbids values before: its refusal would write the application's secret into the server's log.
+Moves no value itself.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import psycopg
 from psycopg import sql
 
 from backupd.errors import BackupdError, ConfigError, Refused, SourceDenied
+from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Table
 from backupd.postgres.session import Connection, translated
 from backupd.redact import printable
 
 TRIES = 10
 _PAUSE_S = 0.2  # before the second try, and that much longer before each further one
-_MOVED = "backupd_moved"  # the constraint on the column that is about to go
+_HELD = "BDHLD"  # the SQLSTATE by which the last look says that there are values
 
 
 def add(connection: Connection, table: Table, column: str, former: str) -> None:
@@ -35,39 +37,49 @@ def add(connection: Connection, table: Table, column: str, former: str) -> None:
     if former in table.required:
         changes.append(sql.SQL("ALTER COLUMN {} DROP NOT NULL").format(sql.Identifier(former)))
     if changes:
-        _alter(connection, table, sql.SQL(", ").join(changes))
+        _patiently(connection, table, sql.SQL("ALTER TABLE {} {}").format(sql.SQL(table.name), sql.SQL(", ").join(changes)))
 
 
 def finish(connection: Connection, table: Table, former: str) -> None:
-    """Drop the former column. Raises Refused while it holds a value, and SourceDenied as `add` does."""
-    name, constraint = sql.Identifier(former), sql.Identifier(f"{_MOVED}_{former}"[:60])
-    if not _has_constraint(connection, table, f"{_MOVED}_{former}"[:60]):
-        _alter(connection, table, sql.SQL("ADD CONSTRAINT {} CHECK ({} IS NULL) NOT VALID").format(constraint, name))
+    """Drop the former column. Raises Refused while it holds a value, and SourceDenied as `add` does.
+
+    Values are counted before any lock is asked for. The lock is held for one more look through the table, and the drop.
+    """
+    shown = f"{printable(table.name)}.{printable(former)}"
+    held = Refused(
+        f"{shown} still holds values: dropping it would lose them",
+        "run the stage `rows` until it leaves none, with no application of the old version at work",
+    )
+    if column_rows.count(connection, table, former):
+        raise held
+    name, column = sql.SQL(table.name), sql.Identifier(former)
+    block = sql.SQL(
+        "BEGIN LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;"
+        " IF EXISTS (SELECT FROM {table} WHERE {column} IS NOT NULL) THEN"
+        " RAISE 'the former column still holds values' USING ERRCODE = {state}; END IF;"
+        " ALTER TABLE {table} DROP COLUMN {column}; END"
+    ).format(table=name, column=column, state=sql.Literal(_HELD))
+    # One statement, that an owner can run as well.
+    statement = sql.SQL("DO {}").format(sql.Literal(block.as_string(connection)))
+    if not _is_owner(connection, table):
+        raise _denied(connection, table, statement)
     try:
-        _alter(connection, table, sql.SQL("VALIDATE CONSTRAINT {}").format(constraint))
-    except psycopg.errors.CheckViolation:
-        _alter(connection, table, sql.SQL("DROP CONSTRAINT {}").format(constraint))
-        raise Refused(
-            f"{printable(table.name)}.{printable(former)} still holds values: dropping it would lose them",
-            "run the stage `rows` until it leaves none, with no application of the old version at work",
-        ) from None
-    _alter(connection, table, sql.SQL("DROP COLUMN {}").format(name))
+        _patiently(connection, table, statement)
+    except psycopg.DatabaseError as error:
+        if error.sqlstate != _HELD:
+            raise
+        raise held from None
 
 
-def _alter(connection: Connection, table: Table, change: sql.Composable) -> None:
-    """Raises CheckViolation as it is, all else translated."""
-    statement = sql.SQL("ALTER TABLE {} {}").format(sql.SQL(table.name), change)
+def _patiently(connection: Connection, table: Table, statement: sql.Composed) -> None:
+    """Run what changes the table, as often as its lock is not to be had. Raises an error of SQLSTATE _HELD as it is."""
     shown = printable(statement.as_string(connection))
     for attempt in range(1, TRIES + 1):
         try:
             connection.execute(statement)
             return
-        except psycopg.errors.CheckViolation:
-            raise
         except psycopg.errors.InsufficientPrivilege:
-            raise SourceDenied(
-                f"the role may not alter {printable(table.name)}", f"let its owner run this, then go on: {shown}"
-            ) from None
+            raise _denied(connection, table, statement) from None
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected) as error:
             if attempt == TRIES:
                 raise BackupdError(
@@ -79,14 +91,22 @@ def _alter(connection: Connection, table: Table, change: sql.Composable) -> None
             raise BackupdError(
                 f"other objects depend on it: {printable(error.diag.message_primary or '')}", "change them first, such as views"
             ) from None
-        except psycopg.Error:
+        except psycopg.Error as error:
+            if error.sqlstate == _HELD:
+                raise
             with translated(f"alter {printable(table.name)}"):
                 raise
 
 
-def _has_constraint(connection: Connection, table: Table, name: str) -> bool:
-    with translated(f"look at the constraints of {printable(table.name)}"):
-        found = connection.execute(
-            "SELECT FROM pg_constraint WHERE conrelid = %s::int8::oid AND conname = %s", (table.oid, name)
+def _denied(connection: Connection, table: Table, statement: sql.Composed) -> SourceDenied:
+    shown = printable(statement.as_string(connection))
+    return SourceDenied(f"the role may not alter {printable(table.name)}", f"let its owner run this, then go on: {shown}")
+
+
+def _is_owner(connection: Connection, table: Table) -> bool:
+    """Others could take the lock, and then not drop the column: the application would have waited for nothing."""
+    with translated(f"ask for the owner of {printable(table.name)}"):
+        [(owner,)] = connection.execute(
+            "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = %s::int8::oid", (table.oid,)
         ).fetchall()
-    return bool(found)
+    return bool(owner)

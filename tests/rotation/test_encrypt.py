@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -13,6 +14,7 @@ from backupd.audit.records import Phase
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable, SourceDenied, SourceError
 from backupd.postgres import column_change, column_rows
+from backupd.postgres.session import Connection
 from backupd.rotation import Pace, Report, RowsLeft
 from backupd.rotation.encrypt import BothFilled, Stage, encrypt, plan
 from tests.installation import keep
@@ -121,6 +123,62 @@ def test_nothing_is_dropped_that_holds_a_value(ready: Clinic) -> None:
     turn(ready, Stage.ROWS)
     turn(ready, Stage.FINISH)
     assert ready.opened() == EVERYONE | {3: seed(3, 1)}
+
+
+def test_what_an_old_version_writes_during_the_last_stage_is_taken_and_kept(
+    ready: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It meets no constraint of ours, whose refusal would put the row, and so the secret, into the server's log."""
+    turn(ready, Stage.ROWS)
+    real = psycopg.Connection.execute
+    log = ready.database.server.log
+    before = log.stat().st_size
+    with ready.database.connect() as application:
+
+        def execute(self: Connection, query: Any, params: Any = None, **more: Any) -> Any:
+            done = real(self, query, params, **more)
+            if self.info.user == ready.role and '"totp_secret"' in psycopg.sql.SQL("{}").format(query).as_string(self):
+                real(application, "UPDATE users SET totp_secret = %s, totp_sealed = NULL WHERE id = 3", (seed(3, 1),))
+            return done
+
+        monkeypatch.setattr(psycopg.Connection, "execute", execute)
+        with pytest.raises(Refused, match="still holds values"):
+            turn(ready, Stage.FINISH)
+        monkeypatch.undo()
+    assert ready.database.execute("SELECT totp_secret FROM users WHERE id = 3") == [(seed(3, 1),)]
+    assert ready.database.execute("SELECT FROM pg_constraint WHERE conrelid = 'users'::regclass AND contype = 'c'") == []
+    assert seed(3, 1).encode() not in log.read_bytes()[before:]
+
+
+def test_the_owner_is_told_of_a_last_statement_that_loses_nothing(ready: Clinic) -> None:
+    turn(ready, Stage.ROWS)
+    ready.database.execute(f"ALTER TABLE users OWNER TO postgres; GRANT SELECT, UPDATE ON users TO {ready.role}")
+    with psycopg.connect(ready.database.dsn) as connection:
+        connection.execute("SELECT FROM users LIMIT 1")  # whoever may not drop the column does not wait for its lock either
+        with pytest.raises(SourceDenied) as caught:
+            turn(ready, Stage.FINISH)
+    statement = str(caught.value.hint).partition(": ")[2]
+    ready.database.execute("UPDATE users SET totp_secret = 'written meanwhile' WHERE id = 3")
+    with pytest.raises(psycopg.DatabaseError, match="still holds values"):
+        ready.database.execute(statement)
+    ready.database.execute("UPDATE users SET totp_secret = NULL WHERE id = 3")
+    ready.database.execute(statement)
+    turn(ready, Stage.FINISH)
+    assert ready.opened() == EVERYONE
+
+
+def test_a_last_stage_that_gets_no_lock_leaves_everything_as_it_was(ready: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    turn(ready, Stage.ROWS)
+    monkeypatch.setattr(column_rows, "LOCK_TIMEOUT_S", 0.01)
+    monkeypatch.setattr(column_change, "_PAUSE_S", 0.001)
+    with psycopg.connect(ready.database.dsn) as connection:
+        connection.execute("SELECT FROM users LIMIT 1")
+        with pytest.raises(BackupdError, match="was locked at each of 10 tries"):
+            turn(ready, Stage.FINISH)
+    ready.database.execute("UPDATE users SET totp_secret = %s, totp_sealed = NULL WHERE id = 3", (seed(3),))
+    turn(ready, Stage.ROWS)
+    turn(ready, Stage.FINISH)
+    assert ready.opened() == EVERYONE
 
 
 def test_a_table_that_stays_locked_is_given_up(owned: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
