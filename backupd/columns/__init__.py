@@ -6,23 +6,33 @@ comes out as `Secret`. Nothing here knows a backup or a file, or opens a connect
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
 from backupd.errors import BackupdError
 from backupd.redact import Secret
 
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"')
+_QUALIFIED = re.compile(rf'(?:[^".]+|{_QUOTED.pattern})(?:\.(?:[^".]+|{_QUOTED.pattern}))?')
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
     """Where a value stands. A cell is part of what is authenticated, so whoever reads must spell it as whoever wrote did.
 
-    `table` and `column` are the names that the configuration uses; `row_id` is the primary key as text (`str(id)`).
+    `table` and `column` are the names that the configuration uses; `row_id` is the primary key as text (`str(id)`). A table is
+    `public.Users` here where SQL wants `public."Users"`: SQLAlchemy names it without the quotation marks.
     """
 
     table: str
     column: str
     row_id: str
+
+    def __post_init__(self) -> None:
+        if '"' in self.table and _QUALIFIED.fullmatch(self.table):
+            plain = _QUOTED.sub(lambda found: found[1].replace('""', '"'), self.table)
+            object.__setattr__(self, "table", plain)  # it is frozen for everybody else
 
 
 class Cipher(Protocol):

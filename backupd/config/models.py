@@ -240,7 +240,7 @@ class Former(Table):
 class Totp(Table):
     """A column that holds second-factor secrets. A drill opens every one of them and shows that it yields codes."""
 
-    table: Text = Field(description="`users` or `schema.users`.")
+    table: Text = Field(description='`users` or `schema.users`, quoted where SQL wants that: `public."Users"`.')
     id_column: Text = Field(description="The primary key.")
     column: Text = Field(description="The encrypted secrets.")
     enrolled: Text | None = Field(None, description="A boolean column: the rows for which it is true must have a secret.")

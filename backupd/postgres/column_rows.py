@@ -25,6 +25,7 @@ LOCK_TIMEOUT_S = 2.0
 RUN_WAIT_S = 10.0  # for the lock of a run that was killed: its server process has to notice first
 _READ = 2000
 _TRIES = 5  # when the table is locked; rows that are locked are passed over
+_SPELL = 'write SCHEMA.TABLE in [[sources.….totp]], quoted where SQL wants that: public."Users"'
 _RIGHTS = "GRANT SELECT, UPDATE ON the table TO the role in columns_dsn"
 
 _CONTENTION = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
@@ -114,7 +115,7 @@ def find(connection: Connection, table: str, id_column: str) -> Table:
         ).fetchall()
     if len(found) != 1:
         what = "there is no table" if not found else f"{len(found)} schemas have a table"
-        raise ConfigError(f"{what} {shown}", "write SCHEMA.TABLE in [[sources.….totp]]")
+        raise ConfigError(f"{what} {shown}", _SPELL)
     [(oid, name)] = found
     with translated(f"read the columns of {shown}"):
         columns = connection.execute(
@@ -155,8 +156,14 @@ def exclusive(connection: Connection, table: Table, column: str) -> Iterator[Non
 
 def values(connection: Connection, table: Table, column: str) -> Iterator[bytes]:
     """Every value of the column that is not NULL, in a transaction of its own. Raises SourceDenied and SourceError."""
-    query = sql.SQL("SELECT {} FROM {} WHERE {} IS NOT NULL").format(
-        table.bytes_of(column), sql.SQL(table.name), sql.Identifier(column)
+    for row in rows(connection, table, column):
+        yield row.value
+
+
+def rows(connection: Connection, table: Table, column: str) -> Iterator[Row]:
+    """Every row whose value in the column is not NULL, as `values` reads them."""
+    query = sql.SQL("SELECT {}::text, {} FROM {} WHERE {} IS NOT NULL").format(
+        sql.Identifier(table.id_column), table.bytes_of(column), sql.SQL(table.name), sql.Identifier(column)
     )
     with (
         translated(f"read {printable(table.name)}.{printable(column)}", "GRANT SELECT on it to the role"),
@@ -165,16 +172,16 @@ def values(connection: Connection, table: Table, column: str) -> Iterator[bytes]
     ):
         cursor.itersize = _READ
         cursor.execute(query)
-        for (value,) in cursor:
-            yield bytes(value)
+        for row_id, value in cursor:
+            yield Row(row_id, bytes(value))
 
 
 def count(connection: Connection, table: Table, column: str, *, but: bytes = b"") -> int:
     """How many values there are that do not begin with `but`. Raises as `values` does."""
     query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.SQL(table.name), _wanted(table, column, but))
     with translated(f"count the rows of {printable(table.name)}", "GRANT SELECT on it to the role"):
-        [(rows,)] = connection.execute(query).fetchall()
-    return int(rows)
+        [(number,)] = connection.execute(query).fetchall()
+    return int(number)
 
 
 def batch(

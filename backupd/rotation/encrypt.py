@@ -24,10 +24,11 @@ from backupd.columns import Cell, Cipher, ColumnError, Malformed
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.ciphers import open_cipher
 from backupd.columns.forms import Form, form_of
-from backupd.errors import ConfigError, Tampered
+from backupd.columns.keyring import Keyring
+from backupd.errors import ConfigError, Refused, Tampered
 from backupd.postgres import column_change, column_rows, pgcrypto
-from backupd.postgres.column_rows import Row
-from backupd.postgres.session import Dsn
+from backupd.postgres.column_rows import Row, Table
+from backupd.postgres.session import Connection, Dsn
 from backupd.redact import Secret, printable
 from backupd.rotation import Former, Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
 from backupd.rotation.batches import Rewriting
@@ -108,12 +109,13 @@ def encrypt(
                 if stage is Stage.COLUMN:
                     column_change.add(connection, table, column.column, former.column)
                 elif former.column in table.columns:
+                    _require_opening(connection, cells.table(connection, column), column, AesGcm(_keyring(column)))
                     column_change.finish(connection, table, former.column)
     return Report(column, "encrypt", stage.value, True, next=_NEXT[stage])
 
 
 def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
-    keyring = keyrings.fetched(column.keys).keyring
+    keyring = _keyring(column)
     run.note(key_id=keyring.current)
     with (
         closing(column_rows.connect(dsn)) as connection,
@@ -124,10 +126,12 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
             raise ConfigError(f"there is no column {printable(f'{column.table}.{former.column}')}", "look at totp.former")
         if former.column in table.required:
             raise ConfigError(f"{printable(former.column)} may not be NULL yet", "the stage `column` comes first")
-        recode = _Recode(column, source, AesGcm(keyring))
+        cipher = AesGcm(keyring)
+        recode = _Recode(column, source, cipher)
         rewriting = Rewriting(connection, table, former.column, column.column, recode, b"", pace, moved)
         tally = rewriting.tally
         with column_rows.exclusive(connection, table, column.column):
+            _require_opening(connection, table, column, cipher)
             try:
                 rewriting.run()
             finally:
@@ -147,6 +151,32 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
     if report.left_rows:
         raise RowsLeft(report)
     return report
+
+
+def _keyring(column: SecretColumn) -> Keyring:
+    return keyrings.fetched(column.keys).keyring
+
+
+def _require_opening(connection: Connection, table: Table, column: SecretColumn, cipher: AesGcm) -> None:
+    """Raise Refused unless every value that the encrypted column holds opens here.
+
+    What the application has written there shows whether table and column are spelt as it spells them, and whether its keys are
+    these: if not, it could open nothing of what this run writes.
+    """
+    closed, first = 0, ""
+    for row in column_rows.rows(connection, table, column.column):
+        if form_of(row.value).form is Form.EMPTY:
+            continue
+        try:
+            cipher.decrypt(cells.cell(column, row.row_id), row.value)
+        except ColumnError as error:
+            closed += 1
+            first = first or f"row {printable(row.row_id)}: {printable(error.message)}"
+    if closed:
+        raise Refused(
+            f"{closed} value{'s'[: closed > 1]} in {printable(column.name)} cannot be opened here; the first is {first}",
+            "spell `table` and `column` as the application does, and use its keyring; set to NULL what opens for nobody",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,23 @@ def test_what_was_encrypted_is_decrypted(cell: Cell, plaintext: bytes) -> None:
     assert CIPHER.decrypt(cell, CIPHER.encrypt(cell, Secret(plaintext))).reveal() == plaintext
 
 
+@pytest.mark.parametrize(
+    ("sql", "plain"),
+    [
+        ('"Users"', "Users"),
+        ('public."Users"', "public.Users"),
+        ('"Clinic"."Us""ers"', 'Clinic.Us"ers'),
+        ('us"ers', 'us"ers'),
+        ("Users", "Users"),
+    ],
+)
+def test_a_table_is_bound_without_the_quotation_marks_of_sql(sql: str, plain: str) -> None:
+    """SQLAlchemy names it without them, and the configuration with them."""
+    written = CIPHER.encrypt(Cell(plain, "totp_secret", "42"), Secret(SEED))
+    assert CIPHER.decrypt(Cell(sql, "totp_secret", "42"), written).text() == SEED
+    assert Cell(sql, "totp_secret", "42").table == plain
+
+
 def test_the_envelope_is_as_documented() -> None:
     """Taken apart and opened by hand, as a recovery without this program would."""
     data = CIPHER.encrypt(CELL, Secret(SEED))

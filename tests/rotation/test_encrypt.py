@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 from cryptography.fernet import Fernet
 
 from backupd.audit.records import Phase
+from backupd.columns import Cell
+from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable, SourceDenied, SourceError
 from backupd.postgres import column_change, column_rows
 from backupd.postgres.session import Connection
+from backupd.redact import Secret
 from backupd.rotation import Pace, Report, RowsLeft
 from backupd.rotation.encrypt import BothFilled, Stage, encrypt, plan
 from tests.installation import keep
@@ -179,6 +183,40 @@ def test_a_last_stage_that_gets_no_lock_leaves_everything_as_it_was(ready: Clini
     turn(ready, Stage.ROWS)
     turn(ready, Stage.FINISH)
     assert ready.opened() == EVERYONE
+
+
+def test_a_table_whose_name_needs_quotes_is_bound_without_them(ready: Clinic) -> None:
+    """SQLAlchemy names it so. What the application has written, and what is moved, open alike."""
+    ready.database.execute('ALTER TABLE users RENAME TO "Users12"')
+    written = AesGcm(ready.keyring).encrypt(Cell("Users12", "totp_sealed", "1"), Secret(seed(1)))
+    ready.database.execute('UPDATE "Users12" SET totp_secret = NULL, totp_sealed = %s WHERE id = 1', (written,))
+    for stage in (Stage.ROWS, Stage.FINISH):
+        column = dataclasses.replace(ready.column(former="plaintext"), table='public."Users12"')
+        with pytest.raises(Refused, match=r"values? in .* cannot be opened here; the first is row 1: "):
+            encrypt(column, ready.writer, stage, ready.trail, PACE)
+        column = dataclasses.replace(column, table='"Users12"')
+        encrypt(column, ready.writer, stage, ready.trail, PACE)
+    cipher = AesGcm(ready.keyring)
+    rows = ready.database.execute('SELECT id, totp_sealed FROM "Users12"')
+    opened = {number: cipher.decrypt(Cell("Users12", "totp_sealed", str(number)), value).text() for number, value in rows}
+    assert opened == EVERYONE
+
+
+@pytest.mark.parametrize("stage", [Stage.ROWS, Stage.FINISH])
+def test_nothing_is_moved_nor_dropped_beside_values_that_do_not_open(ready: Clinic, stage: Stage) -> None:
+    """The application spells the table with its schema, or has another keyring: it could not open what is written here."""
+    turn(ready, Stage.ROWS)
+    ready.database.execute("UPDATE users SET totp_secret = 'JBSWY3DPEHPK3PXP', totp_sealed = NULL WHERE id = 5")
+    if stage is Stage.FINISH:
+        turn(ready, Stage.ROWS)
+    for number, table, keyring in ((2, "public.users", ready.keyring), (3, "users", Keyring.generate("another"))):
+        value = AesGcm(keyring).encrypt(Cell(table, "totp_sealed", str(number)), Secret(seed(number)))
+        ready.database.execute("UPDATE users SET totp_sealed = %s WHERE id = %s", (value, number))
+    before = ready.database.execute("SELECT * FROM users ORDER BY id")
+    with pytest.raises(Refused, match=r"2 values in users\.totp_sealed cannot be opened here") as caught:
+        turn(ready, stage)
+    assert "as the application does" in str(caught.value.hint)
+    assert ready.database.execute("SELECT * FROM users ORDER BY id") == before
 
 
 def test_a_table_that_stays_locked_is_given_up(owned: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
