@@ -77,7 +77,7 @@ def plan(column: SecretColumn, dsn: Dsn, trail: Trail) -> Report:
     ):
         table = column_rows.find(connection, column.table, column.id_column)
         if former.column not in table.columns:
-            return Report(column, "encrypt", "done", False, next=_NEXT[Stage.FINISH])
+            return Report(column, "encrypt", "done", False, next=_gone(connection, table, column, former))
         rows = column_rows.count(connection, table, former.column)
     figures = {"rows_to_move": rows}
     if column.column not in table.columns or former.column in table.required:
@@ -100,6 +100,7 @@ def encrypt(
     SourceDenied that says what the table's owner has to do, SourceError, and what custodians raise."""
     former = _former(column)
     details = {"action": "encrypt", "column": column.name, "former": former.column, "stage": stage.value}
+    following = _NEXT[stage]
     with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
         if stage is Stage.ROWS:
             return _rows(column, former, dsn, run, pace, opening, moved)
@@ -111,7 +112,9 @@ def encrypt(
                 elif former.column in table.columns:
                     _require_opening(connection, cells.table(connection, column), column, AesGcm(_keyring(column)))
                     column_change.finish(connection, table, former.column)
-    return Report(column, "encrypt", stage.value, True, next=_NEXT[stage])
+                else:
+                    following = _gone(connection, table, column, former)
+    return Report(column, "encrypt", stage.value, True, next=following)
 
 
 def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
@@ -151,6 +154,17 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
     if report.left_rows:
         raise RowsLeft(report)
     return report
+
+
+def _gone(connection: Connection, table: Table, column: SecretColumn, former: Former) -> str:
+    """What to do when there is no former column. Raises ConfigError where no encrypted value shows that there was one.
+
+    Where there are some it can still be misspelt, with values in the one that is meant: nobody here knows its name.
+    """
+    missing = f"there is no column {printable(f'{column.table}.{former.column}')}"
+    if column.column not in table.columns or not column_rows.count(connection, table, column.column):
+        raise ConfigError(missing, "is it misspelt in totp.former? If it was dropped, remove `former` from the configuration")
+    return f"{missing}: was it dropped, or is it misspelt? If it was dropped, {_NEXT[Stage.FINISH]}"
 
 
 def _keyring(column: SecretColumn) -> Keyring:

@@ -219,6 +219,26 @@ def test_nothing_is_moved_nor_dropped_beside_values_that_do_not_open(ready: Clin
     assert ready.database.execute("SELECT * FROM users ORDER BY id") == before
 
 
+def test_a_former_column_that_is_misspelt_is_not_done(ready: Clinic) -> None:
+    column = ready.column(former="plaintext", former_column="totp_secrt")
+    missing = r"there is no column users\.totp_secrt"
+    with pytest.raises(ConfigError, match=missing) as planned:
+        plan(column, ready.writer, ready.trail)
+    with pytest.raises(ConfigError, match=missing) as finished:
+        encrypt(column, ready.writer, Stage.FINISH, ready.trail, PACE)
+    assert all("misspelt" in str(caught.value.hint) for caught in (planned, finished))
+    assert ready.records()[-1].phase is Phase.FAILED
+
+
+def test_a_former_column_that_is_not_there_is_asked_about_where_values_are_encrypted(ready: Clinic) -> None:
+    turn(ready, Stage.ROWS)
+    column = ready.column(former="plaintext", former_column="totp_secrt")
+    question = "there is no column users.totp_secrt: was it dropped, or is it misspelt?"
+    assert plan(column, ready.writer, ready.trail).next.startswith(question)
+    assert encrypt(column, ready.writer, Stage.FINISH, ready.trail, PACE).next.startswith(question)
+    assert "totp_secret" in columns_of(ready)
+
+
 def test_a_table_that_stays_locked_is_given_up(owned: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(column_rows, "LOCK_TIMEOUT_S", 0.01)
     monkeypatch.setattr(column_change, "_PAUSE_S", 0.001)
