@@ -54,12 +54,12 @@ def finish(connection: Connection, table: Table, former: str) -> None:
         raise held
     name, column = sql.SQL(table.name), sql.Identifier(former)
     block = sql.SQL(
-        "BEGIN LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;"
+        "BEGIN SET LOCAL row_security = off; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE;"
         " IF EXISTS (SELECT FROM {table} WHERE {column} IS NOT NULL) THEN"
         " RAISE 'the former column still holds values' USING ERRCODE = {state}; END IF;"
         " ALTER TABLE {table} DROP COLUMN {column}; END"
     ).format(table=name, column=column, state=sql.Literal(_HELD))
-    # One statement, that an owner can run as well.
+    # One statement, that an owner can run as well: one from whom a policy hides rows gets an error.
     statement = sql.SQL("DO {}").format(sql.Literal(block.as_string(connection)))
     if not _is_owner(connection, table):
         raise _denied(connection, table, statement)

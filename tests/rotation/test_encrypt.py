@@ -165,7 +165,15 @@ def test_the_owner_is_told_of_a_last_statement_that_loses_nothing(ready: Clinic)
     ready.database.execute("UPDATE users SET totp_secret = 'written meanwhile' WHERE id = 3")
     with pytest.raises(psycopg.DatabaseError, match="still holds values"):
         ready.database.execute(statement)
-    ready.database.execute("UPDATE users SET totp_secret = NULL WHERE id = 3")
+    ready.database.execute(
+        f"GRANT CREATE ON SCHEMA public TO {ready.role}; ALTER TABLE users OWNER TO {ready.role};"
+        "ALTER TABLE users ENABLE ROW LEVEL SECURITY; ALTER TABLE users FORCE ROW LEVEL SECURITY"
+    )
+    with psycopg.connect(ready.database.dsn) as connection:
+        connection.execute(f"SET ROLE {ready.role}")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="row-level security"):
+            connection.execute(statement.encode())
+    ready.database.execute("ALTER TABLE users DISABLE ROW LEVEL SECURITY; UPDATE users SET totp_secret = NULL WHERE id = 3")
     ready.database.execute(statement)
     turn(ready, Stage.FINISH)
     assert ready.opened() == EVERYONE
