@@ -216,6 +216,8 @@ def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -
     state = error.sqlstate or ""
     said = scrub(printable((error.diag.message_primary or str(error).strip().partition("\n")[0])[:300]))
     message = f"could not {what}: {said}"
+    if state == "42501" and "row-level security" in said:
+        return SourceDenied(message, "ALTER ROLE … BYPASSRLS: rows that a policy hides would be passed over")
     if state == "42501":
         return SourceDenied(message, hint_denied)
     if state == "53100":

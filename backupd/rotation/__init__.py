@@ -5,7 +5,8 @@
     rotate.py    to another key: it joins the keyring, becomes the current one, then the rows follow
     retire.py    a key that no row names any more goes to the archive; none is ever destroyed
     batches.py   how rows are rewritten: by compare and swap, so that the application's own writes win
-    keyrings.py  how a keyring's custodian is given a new one
+    keyrings.py  how a keyring and its archive are read, and given a new one
+    watch.py     the keys that rows are rewritten with, looked at all the while
 
 Each operation is made of stages that a person starts one by one, for between them the applications have to follow. A stage may
 be killed at any moment and run again: what is done is seen from the keyring and the rows, and kept nowhere else. Every one is

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from backupd.columns import Cell
-from backupd.errors import ConfigError
+from backupd.errors import ConfigError, SourceError
 from backupd.postgres import column_rows
-from backupd.postgres.column_rows import Table
+from backupd.postgres.column_rows import Row, Swap, Table
 from backupd.postgres.session import Connection
 from backupd.redact import printable
 from backupd.rotation import SecretColumn
@@ -28,3 +28,19 @@ def table(connection: Connection, column: SecretColumn) -> Table:
             f"{printable(column.name)} is of type {kind}; AES-256-GCM is kept in bytea", "name the column of that type"
         )
     return found
+
+
+def require_writable(connection: Connection, table: Table, column: SecretColumn) -> None:
+    """Ask the server for what rewriting a row takes, and change none: nothing may be in the way when a key is made current.
+
+    Raises SourceDenied, and SourceError for a policy that hides rows, a rule, or a lock.
+    """
+    rows = column_rows.batch(connection, table, column.column, column.column, but=b"", after=None, limit=1)
+    # What was seen is not what is there, so the row stays as it is.
+    swaps = [Swap(Row(row.row_id, row.value + b"?"), None) for row in rows]
+    try:
+        column_rows.swap(connection, table, column.column, column.column, swaps)
+    except SourceError as error:
+        if error.hint is None:
+            error.hint = "no key was changed. Look at the table's rules, triggers and policies"
+        raise

@@ -1,6 +1,6 @@
 """A column's values change over to another key, while applications read and write them.
 
-    add      the key joins the keyring; nobody encrypts with it yet
+    add      the key joins the keyring, and the archive; nobody encrypts with it yet
              → every application that fetches the keyring at its start alone is started anew, and can read the key
     promote  it becomes the current key: what is written from now on names it
              → the same once more, so that nobody writes under the old key any more
@@ -11,22 +11,26 @@ Applications that fetch the keyring anew when they meet an unknown key need noth
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
 from backupd.audit.records import Operation
 from backupd.audit.trail import Run, Trail
-from backupd.columns import KeysUnusable, aes_gcm
+from backupd.columns import ColumnError, KeysUnusable, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
-from backupd.errors import ConfigError, Tampered
-from backupd.postgres import column_rows
-from backupd.postgres.column_rows import Row
-from backupd.postgres.session import Dsn
+from backupd.errors import ConfigError, Refused, Tampered
+from backupd.postgres import column_rows, column_state
+from backupd.postgres.column_rows import Row, Table
+from backupd.postgres.session import Connection, Dsn
+from backupd.redact import printable
 from backupd.rotation import Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
 from backupd.rotation.batches import Rewriting
-from backupd.rotation.keyrings import Kept
+from backupd.rotation.keyrings import Both, Kept
+from backupd.rotation.watch import Watched
 
 
 class Stage(StrEnum):
@@ -38,6 +42,7 @@ class Stage(StrEnum):
     ALL = "all"
 
 
+_SAMPLE = 100  # rows that are opened before anything is done
 _FETCH = "let every application fetch the keyring anew (one that fetches it at its start alone: start it anew)"
 
 
@@ -61,33 +66,93 @@ def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail) -> Report:
 def rotate(
     column: SecretColumn, dsn: Dsn, key_id: str, stage: Stage, trail: Trail, pace: Pace, moved: Moved = lambda _: None
 ) -> Report:
-    """One stage, or all. Raises RowsLeft when rows could not be rewritten, ConfigError for a stage whose turn it is not,
-    SecretChanged and CustodyError of the keyring's place, Busy, SourceError."""
+    """One stage, or all. The keyring is read when nobody else works on the column, and changed when its table lets us work.
+
+    Raises RowsLeft when rows could not be rewritten, ConfigError for a stage whose turn it is not, Refused for an id that was
+    used, SecretChanged and CustodyError of the keyring's place, Tampered, Busy, SourceError.
+    """
     _require(column, key_id)
     details = {"action": "rotate", "column": column.name, "stage": stage.value, "key_id": key_id}
-    with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
-        kept = keyrings.fetched(column.keys)
-        if stage in (Stage.ADD, Stage.ALL):
-            kept = _add(kept, key_id)
-        if stage in (Stage.PROMOTE, Stage.ALL):
-            kept = _promote(kept, key_id)
-        if stage in (Stage.ROWS, Stage.ALL):
-            return _rows(column, dsn, kept.keyring, key_id, stage, run, pace, moved)
+    with (
+        trail.recording(Operation.COLUMNS, source=column.source, **details) as run,
+        closing(column_rows.connect(dsn)) as connection,
+    ):
+        place = _Place(connection, cells.table(connection, column), column)
+        with column_rows.exclusive(connection, place.table, column.column):
+            cells.require_writable(connection, place.table, column)
+            both = keyrings.both(column)
+            if stage in (Stage.ADD, Stage.ALL):
+                both = _add(place, both, key_id)
+            both = _secured(place, both, key_id)
+            if stage in (Stage.PROMOTE, Stage.ALL):
+                both = replace(both, kept=_promote(both.kept, key_id))
+            if stage in (Stage.ROWS, Stage.ALL):
+                return _rows(place, both, key_id, stage, run, pace, moved)
     following = "promote" if stage is Stage.ADD else "rows"
     return Report(column, "rotate", stage.value, True, key_id=key_id, next=f"{_FETCH}; then --stage {following} --apply")
 
 
-def _add(kept: Kept, key_id: str) -> Kept:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The column's rows, while nobody else works on them by way of backupd."""
+
+    connection: Connection
+    table: Table
+    column: SecretColumn
+
+    def under(self, key_id: str, limit: int | None = None) -> Iterator[Row]:
+        """The rows whose value names this key."""
+        head = aes_gcm.head(key_id)
+        return column_state.beginning_with(self.connection, self.table, self.column.column, head, limit)
+
+    def unreadable(self, cipher: AesGcm, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+        """Of these rows, the ids of those whose value does not open, and why."""
+        for row in rows:
+            try:
+                cipher.decrypt(cells.cell(self.column, row.row_id), row.value)
+            except ColumnError as error:
+                yield row.row_id, error.message
+
+
+def _add(place: _Place, both: Both, key_id: str) -> Both:
+    kept = both.kept
     if key_id in kept.keyring.keys:
-        return kept
+        return both
     if key_id in kept.keyring.retired:
         raise ConfigError(f"the key {key_id!r} was retired", "choose a new id: an id stands for one key, for ever")
+    if both.archive is not None and key_id in both.archive.keyring.keys:
+        raise Refused(
+            f"the keyring has no key {key_id!r}, and the archive has one: another of that id would lock people out",
+            "if an older keyring was put back, put back the newer one; or choose a new id: the archive's key reads the rows",
+        )
+    if any(True for _ in place.under(key_id, 1)):
+        raise Refused(
+            f"rows of {printable(place.column.name)} name a key {key_id!r} that the keyring has not:"
+            " another of that id would lock their owners out",
+            "find the keyring that has it (an older one was put back, or there are two), or choose a new id",
+        )
     fresh = Keyring.generate(key_id, datetime.now(UTC).date())
-    return kept.replace(
+    added = kept.replace(
         kept.keyring.joined(fresh),
         f"there, add to `keys` a member {key_id!r} with what `openssl rand -base64 32` prints, to `created` today's date for"
         " it, and leave `current` as it is; then go on with the next stage",
     )
+    return replace(both, kept=added)
+
+
+def _secured(place: _Place, both: Both, key_id: str) -> Both:
+    """The key is in the archive too before a row is written under it, and opens what names it. Raises Tampered."""
+    if key_id not in both.kept.keyring.keys:
+        return both
+    if both.archive is not None:
+        both = replace(both, archive=keyrings.archived(both.archive, both.kept.keyring, key_id))
+    rows = list(place.under(key_id, _SAMPLE))
+    if rows and len(list(place.unreadable(AesGcm(both.reading), rows))) == len(rows):
+        raise Tampered(
+            f"rows of {printable(place.column.name)} name the key {key_id!r}, and the keyring's key of that id opens none",
+            "nothing was written. Find the keyring that they were written with: there are two keys of one id",
+        )
+    return both
 
 
 def _promote(kept: Kept, key_id: str) -> Kept:
@@ -98,15 +163,15 @@ def _promote(kept: Kept, key_id: str) -> Kept:
     return kept.replace(kept.keyring.promoted(key_id), f"there, set `current` to {key_id!r}; then go on with the next stage")
 
 
-def _rows(
-    column: SecretColumn, dsn: Dsn, keyring: Keyring, key_id: str, stage: Stage, run: Run, pace: Pace, moved: Moved
-) -> Report:
+def _rows(place: _Place, both: Both, key_id: str, stage: Stage, run: Run, pace: Pace, moved: Moved) -> Report:
+    column, keyring = place.column, both.kept.keyring
     if keyring.current != key_id:
         due = _due(keyring, key_id)
         raise ConfigError(f"{key_id!r} is not the keyring's current key", f"the stage `{due.value}` comes first")
-    cipher = AesGcm(keyring)
+    watched = Watched.of(column, both)
 
     def recode(row: Row) -> bytes:
+        cipher = watched.during(tally.passes)
         cell = cells.cell(column, row.row_id)
         plaintext = cipher.decrypt(cell, row.value)
         new = cipher.encrypt(cell, plaintext)
@@ -114,15 +179,16 @@ def _rows(
             raise Tampered(f"what was encrypted for row {row.row_id} does not decrypt", "nothing was written: report this")
         return new
 
-    with closing(column_rows.connect(dsn)) as connection:
-        table = cells.table(connection, column)
-        rewriting = Rewriting(connection, table, column.column, column.column, recode, aes_gcm.head(key_id), pace, moved)
-        tally = rewriting.tally
-        with column_rows.exclusive(connection, table, column.column):
-            try:
-                rewriting.run()
-            finally:
-                run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
+    head = aes_gcm.head(key_id)
+    rewriting = Rewriting(place.connection, place.table, column.column, column.column, recode, head, pace, moved)
+    tally = rewriting.tally
+    try:
+        rewriting.run()
+        watched.look()
+        for row_id, reason in place.unreadable(watched.cipher, place.under(key_id)):
+            tally.leave(row_id, reason)
+    finally:
+        run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
     figures = {"rows_rewritten": tally.done, "overtaken": tally.overtaken}
     report = Report(
         column, "rotate", stage.value, True, figures, tally.left, tally.left_rows, key_id=key_id, next=_retire(keyring)

@@ -138,7 +138,7 @@ def test_a_run_that_is_broken_off_between_batches_goes_on_where_it_was(due: Clin
 
 
 class Meanwhile:
-    """Something that happens once, after a batch was read and before it is written."""
+    """Something that happens once, after a batch was read and before it is written; the probe of the rights is no batch."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, clinic: Clinic, statement: str, parameters: tuple[object, ...]) -> None:
         self.swap = column_rows.swap
@@ -146,11 +146,13 @@ class Meanwhile:
         self.clinic, self.statement, self.parameters = clinic, statement, parameters
         monkeypatch.setattr(column_rows, "swap", self)
 
-    def __call__(self, *arguments: object) -> column_rows.Swapped:
-        if not self.happened:
+    def __call__(
+        self, connection: Connection, table: column_rows.Table, column: str, into: str, swaps: list[column_rows.Swap]
+    ) -> column_rows.Swapped:
+        if not self.happened and any(each.new is not None for each in swaps):
             self.happened = True
             self.clinic.database.execute(self.statement, self.parameters)
-        return self.swap(*arguments)  # type: ignore[arg-type]  # passed through as they came
+        return self.swap(connection, table, column, into, swaps)
 
 
 def test_a_write_of_the_application_in_between_wins_and_is_counted(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
