@@ -102,15 +102,21 @@ class ColumnService:
 
     def retire(self, name: str, wanted: str | None, key_id: str, *, apply: bool) -> Report:
         """Move a column's key that nothing names any more from the keyring to the archive."""
+        from backupd.rotation import keyrings
         from backupd.rotation.retire import retire
 
         with self.service.recorded(Operation.COLUMNS, name):
             column = self.column(name, wanted)
             everywhere = [each for source in self.service.config.sources for each in self.columns(source)]
-            sharing = [each for each in everywhere if each.keys.locator == column.keys.locator]
-            dsns = {each.source: self.service.dsn(self.service.source(each.source)) for each in sharing}
+            sharing = [each for each in everywhere if keyrings.one_place(each.keys, column.keys)]
+            dsns = {each.source: self._closest(each.source) for each in sharing}
             catalog = self.service.catalog
         return retire(column, key_id, sharing, dsns, catalog, self.service.trail, apply=apply)
+
+    def _closest(self, name: str) -> Dsn:
+        """Where a source's columns are written, if that is said; where it is read may be a standby, which is behind."""
+        source = self.service.source(name)
+        return self.service.dsn(source) if source.columns_dsn is None else self._writer(name)
 
     def _writer(self, name: str) -> Dsn:
         source = self.service.source(name)

@@ -77,8 +77,8 @@ def wait_for_writers(connection: Connection, table: Table) -> None:
         writing &= _writers(connection, table)
     if writing:
         raise Busy(
-            f"{len(writing)} transaction{'s'[: len(writing) > 1]} that wrote to {printable(table.name)} did not end,"
-            " and nobody sees what they wrote",
+            f"{len(writing)} transaction{'s'[: len(writing) > 1]} that wrote to {printable(table.name)}"
+            " did not end, and nobody sees what they wrote",
             "end what has been open for long (pg_stat_activity, pg_prepared_xacts), and run it again",
         )
 

@@ -109,6 +109,26 @@ def test_a_backup_from_before_a_rotation_drills_pass_for_as_long_as_the_archive_
     clinic.run("audit", "verify").ok()
 
 
+def test_a_key_that_a_column_with_a_link_to_the_keyring_names_is_not_retired(clinic: Installation) -> None:
+    rotate(clinic, "--stage", "all", "--apply").ok()
+    keep(clinic.custody / "archive.json", (clinic.custody / "keyring.json").read_bytes())
+    (clinic.custody / "link.json").symlink_to(clinic.custody / "keyring.json")
+    clinic.database.execute("ALTER TABLE users ADD recovery bytea")
+    second = TOTP.replace('column = "totp_secret"', 'column = "recovery"').replace("keyring.json", "link.json")
+    clinic.configure(totp=TOTP + ARCHIVE + second)
+    retired = ("columns", "retire", SOURCE, "--column", "users.totp_secret", "--key", KEY_ID, "--apply", "--json")
+    refused = clinic.run(*retired)
+    assert refused.code == 4
+    assert "users.recovery of clinic has the same keyring, and no archive" in refused.error["error"]
+    clinic.configure(totp=TOTP + ARCHIVE + second + ARCHIVE)
+    value = clinic.database.execute("SELECT totp_secret FROM users WHERE id = 1")[0][0].replace(NEW.encode(), KEY_ID.encode())
+    clinic.database.execute("UPDATE users SET recovery = %s WHERE id = 1", (value,))
+    refused = clinic.run(*retired)
+    assert refused.code == 4
+    assert "1 row of users.recovery name the key" in refused.error["error"]
+    assert KEY_ID in keyring(clinic).keys
+
+
 def test_a_rotation_in_one_go(clinic: Installation) -> None:
     report = rotate(clinic, "--stage", "all", "--apply", "--json").ok().json
     assert report["figures"] == {"rows_rewritten": PATIENTS, "overtaken": 0}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import closing
+from pathlib import Path
 
+import psycopg
 import pytest
 
 from backupd.audit.records import Phase
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
+from backupd.custody import Custodian
 from backupd.custody.file import PrivateFile
-from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable
+from backupd.errors import BackupdError, Busy, ConfigError, Refused, SecretUnavailable, Tampered
+from backupd.postgres import column_rows, column_state
 from backupd.redact import Secret
 from backupd.rotation import Pace, Report, SecretColumn
 from backupd.rotation.retire import retire
@@ -45,13 +50,15 @@ def turn(
     archive: str | None = "archive.json",
     apply: bool = True,
     also: tuple[SecretColumn, ...] = (),
+    column: SecretColumn | None = None,
 ) -> Report:
     """Against an empty store."""
     (clinic.directory / "store").mkdir(exist_ok=True)
     store = open_store(f"file://{clinic.directory}/store")
-    column = clinic.column(archive=archive)
+    column = column or clinic.column(archive=archive)
+    dsns = {"clinic": clinic.reader, "the same": clinic.writer}
     with rigged(store, pairs, clinic.directory) as rig:
-        return retire(column, key_id, [column, *also], {"clinic": clinic.reader}, rig.catalog, clinic.trail, apply=apply)
+        return retire(column, key_id, [column, *also], dsns, rig.catalog, clinic.trail, apply=apply)
 
 
 def archived(clinic: Clinic) -> Keyring:
@@ -183,3 +190,137 @@ def test_the_id_of_a_retired_key_is_not_given_away_again(rotated: Clinic, pairs:
     turn(rotated, pairs)
     with pytest.raises(ConfigError, match="was retired"):
         rotate(rotated.column(), rotated.writer, FIRST, Stage.ADD, rotated.trail, Pace())
+
+
+def test_a_link_to_the_keyring_is_no_archive(rotated: Clinic, pairs: Pairs) -> None:
+    before = rotated.keyring_file.read_bytes()
+    (rotated.directory / "link.json").symlink_to(rotated.keyring_file)
+    (rotated.directory / "beside").symlink_to(rotated.directory, target_is_directory=True)
+    for archive in ("link.json", "beside/keyring.json", "beside/link.json"):
+        with pytest.raises(ConfigError, match="is its keyring"):
+            turn(rotated, pairs, archive=archive)
+        with pytest.raises(ConfigError, match="is its keyring"):
+            rotate(rotated.column(archive=archive), rotated.writer, "2028-1", Stage.ADD, rotated.trail, Pace())
+    assert rotated.keyring_file.read_bytes() == before
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OtherName:
+    """A custodian that cannot be told from its name to be the one of `path`: a second address of one server, say."""
+
+    path: Path
+
+    @property
+    def locator(self) -> str:
+        return "vault:https://other.example/secret/data/archive#keyring"
+
+    def fetch(self) -> Secret:
+        return PrivateFile(str(self.path)).fetch()
+
+
+def test_an_archive_that_is_the_keyring_by_another_name_gives_the_key_back(rotated: Clinic, pairs: Pairs) -> None:
+    before = rotated.keyring
+    archive: Custodian = OtherName(rotated.keyring_file)
+    with pytest.raises(Tampered, match="they are one place"):
+        turn(rotated, pairs, column=dataclasses.replace(rotated.column(), archive=archive))
+    assert rotated.keyring == before
+
+
+def test_an_archive_that_cannot_be_read_afterwards_gives_the_key_back(
+    rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = rotated.keyring
+    real = PrivateFile.replace
+
+    def and_the_archive_goes(self: PrivateFile, new: Secret, seen: Secret) -> None:
+        real(self, new, seen)
+        (rotated.directory / "archive.json").unlink(missing_ok=True)
+
+    monkeypatch.setattr(PrivateFile, "replace", and_the_archive_goes)
+    with pytest.raises(SecretUnavailable):
+        turn(rotated, pairs)
+    assert rotated.keyring == before
+
+
+@pytest.fixture
+def recovery(rotated: Clinic) -> SecretColumn:
+    """A second column with the same keyring, and no archive."""
+    rotated.database.execute("ALTER TABLE users ADD recovery bytea")
+    return rotated.column(column="recovery")
+
+
+def test_every_column_with_the_keyring_needs_an_archive(rotated: Clinic, pairs: Pairs, recovery: SecretColumn) -> None:
+    before = rotated.keyring
+    for apply in (False, True):
+        with pytest.raises(Refused, match=r"users\.recovery of clinic has the same keyring, and no archive") as caught:
+            turn(rotated, pairs, also=(recovery,), apply=apply)
+        assert "archive" in str(caught.value.hint)
+    assert rotated.keyring == before
+
+
+def test_the_key_comes_to_the_archive_of_every_column_with_the_keyring(
+    rotated: Clinic, pairs: Pairs, recovery: SecretColumn
+) -> None:
+    other = keep(rotated.directory / "other.json", Keyring.generate("2020-1").render().reveal())
+    key = rotated.keyring.key(FIRST)
+    turn(rotated, pairs, also=(dataclasses.replace(recovery, archive=PrivateFile(str(other))),))
+    assert archived(rotated).key(FIRST) == Keyring.parse(Secret(other.read_bytes())).key(FIRST) == key
+    other.unlink()
+    keep(other, Keyring.generate("2020-1").render().reveal())
+    turn(rotated, pairs, also=(dataclasses.replace(recovery, archive=PrivateFile(str(other))),))
+    assert Keyring.parse(Secret(other.read_bytes())).key(FIRST) == key
+
+
+def test_one_column_of_two_sources_is_one(rotated: Clinic, pairs: Pairs) -> None:
+    also = dataclasses.replace(rotated.column(archive="archive.json"), source="the same")
+    assert turn(rotated, pairs, also=(also,)).applied
+
+
+def test_a_write_under_the_key_that_is_not_committed_keeps_it(
+    rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(column_state, "WRITERS_WAIT_S", 0.2)
+    old = Keyring(FIRST, {FIRST: rotated.keyring.key(FIRST)})
+    value = AesGcm(old).encrypt(rotated.cell(1), Secret(seed(1)))
+    with psycopg.connect(rotated.database.dsn) as connection:
+        connection.execute("UPDATE users SET totp_sealed = %s WHERE id = 1", (value,))
+        with pytest.raises(Busy, match=r"1 transaction that wrote to public\.users did not end"):
+            turn(rotated, pairs)
+    with pytest.raises(Refused, match="1 row of"):
+        turn(rotated, pairs)
+    assert FIRST in rotated.keyring.keys
+
+
+def test_a_write_that_ends_in_time_is_waited_for(rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a partition; it is rolled back as soon as it is seen."""
+    rotated.database.execute(
+        "CREATE TABLE parts (LIKE users, PRIMARY KEY (id)) PARTITION BY RANGE (id);CREATE TABLE part PARTITION OF parts DEFAULT"
+    )
+    rotated.database.execute(f"GRANT SELECT ON parts TO {dict(rotated.reader.parameters)['user']}")
+    also = dataclasses.replace(rotated.column(archive="archive.json"), table="parts")
+    seen: list[set[str]] = []
+    real = column_state._writers
+    with psycopg.connect(rotated.database.dsn) as connection:
+        connection.execute("INSERT INTO part (id, name) VALUES (1, 'somebody')")
+
+        def then_ends(*arguments: object) -> set[str]:
+            seen.append(real(*arguments))  # type: ignore[arg-type]  # passed through as they came
+            if seen[-1]:
+                connection.rollback()
+            return set(seen[-1])
+
+        monkeypatch.setattr(column_state, "_writers", then_ends)
+        assert turn(rotated, pairs, also=(also,)).applied
+    assert len([each for each in seen if each]) == 1
+
+
+def test_nothing_is_retired_while_another_run_is_at_work(
+    rotated: Clinic, pairs: Pairs, recovery: SecretColumn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On any column with the keyring: it may have fetched the keyring already."""
+    monkeypatch.setattr(column_rows, "RUN_WAIT_S", 0.05)
+    with closing(column_rows.connect(rotated.writer)) as connection:
+        table = column_rows.find(connection, "users", "id")
+        with column_rows.exclusive(connection, table, "recovery"), pytest.raises(Busy, match="another run"):
+            turn(rotated, pairs, also=(dataclasses.replace(recovery, archive=rotated.custodian("archive.json")),))
+    assert FIRST in rotated.keyring.keys
