@@ -49,8 +49,9 @@ class Keeper(Protocol):
     def replace(self, new: Secret, seen: Secret) -> None:
         """Put `new` there, durably and whole, if what `fetch` gives is still `seen`; compare and swap.
 
-        Raises SecretChanged when it is something else by now, CustodyError when the place does not take the value, and
-        SecretUnavailable as `fetch` does. JSON objects may come back spelt otherwise: fetch again before the next `replace`.
+        Raises SecretChanged when it is something else by now, CustodyError when the place does not take the value, Busy when
+        it is locked, and SecretUnavailable as `fetch` does. JSON objects may come back spelt otherwise: fetch again before the
+        next `replace`.
         """
 
 

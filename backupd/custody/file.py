@@ -6,21 +6,33 @@ that no link can be turned between the check and the reading.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
+from backupd.errors import Busy, ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 
 LARGEST = 1024 * 1024  # bytes; a keyring of a thousand keys has 60 KiB
 FileId = tuple[int, int]  # device and inode: one file, whatever it is called
+LOCK_WAIT_S = 10.0  # for another writer; none of ours takes longer than a moment
+_LOCK_LOOK_S = 0.05
 _ACCESS_LIST = "system.posix_acl_access"  # acl(5): who reads a keyring by such a list must go on reading it
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP  # 0640 root:backupd is how packages install secrets, so a group may read
+_OWNER = "run this as the owner of the file and of its directory, or replace the value by hand"
+_REASONS = {
+    errno.ENOSPC: "make room on the disk it lies on, and run this again; the old value is still there",
+    errno.EDQUOT: "the owner's quota is used up: make room, and run this again; the old value is still there",
+    errno.EROFS: "it is mounted read-only: run this where it can be written, or replace the value there by hand",
+    errno.EBUSY: "the file is a mount of its own, and takes no other in its place: mount its directory, or replace it by hand",
+    errno.EIO: "look at the disk it lies on, and which value is there",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +68,13 @@ class PrivateFile:
 
         A reader meets the old value or the new, whole. Writers that go by this method take turns; another program's write
         between our reading and our renaming would be lost, as with any file. A link stays, and what it leads to is replaced.
-        Raises SecretChanged, CustodyError, and SecretUnavailable as `fetch` does.
+        Raises SecretChanged, CustodyError, Busy while somebody holds the file's lock, and SecretUnavailable as `fetch` does.
         """
         if not new.reveal().strip() or len(new) > LARGEST:
             raise CustodyError(f"the new value for {self.locator} is empty or larger than 1 MiB", "keep what is there")
         try:
             real = Path(os.path.realpath(self.path, strict=True))
-            with _locked(real) as status:
+            with _locked(real, self.locator) as status:
                 if read_private(str(real), self.locator) != seen:
                     raise SecretChanged(f"{self.locator} was changed by somebody else", "look at it, and try again")
                 _take_over(real, new, status)
@@ -70,18 +82,18 @@ class PrivateFile:
             raise SecretUnavailable(f"{self.locator} does not exist", "create it, or correct the reference to it") from error
         except OSError as error:
             raise CustodyError(
-                f"{self.locator} cannot be replaced: {error.strerror}",
-                "run this as the owner of the file and of its directory, or replace the value by hand",
+                f"{self.locator} cannot be replaced: {error.strerror}", _REASONS.get(error.errno or 0, _OWNER)
             ) from error
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[os.stat_result]:
-    """The status of the file that has this name, while nobody else replaces it."""
+def _locked(path: Path, locator: str) -> Iterator[os.stat_result]:
+    """The status of the file that has this name, while nobody else replaces it. Raises Busy."""
+    deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _lock(descriptor, deadline, locator)
             status = os.fstat(descriptor)
             # Whoever held the lock before may have given the name to another file.
             if os.path.samestat(status, path.stat()):
@@ -89,6 +101,19 @@ def _locked(path: Path) -> Iterator[os.stat_result]:
                 return
         finally:
             os.close(descriptor)
+
+
+def _lock(descriptor: int, deadline: float, locator: str) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise Busy(
+                    f"another program holds the lock of {locator}", "end it (lslocks shows which), and run this again"
+                ) from None
+        time.sleep(_LOCK_LOOK_S)
 
 
 def _take_over(path: Path, new: Secret, status: os.stat_result) -> None:

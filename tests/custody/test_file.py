@@ -1,5 +1,7 @@
 """Secrets in files: what is used, and what is refused because others could read or write it."""
 
+import errno
+import fcntl
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from backupd.custody import SecretRef, file_of, open_custodian
+from backupd.custody import file as files
 from backupd.custody.file import LARGEST, PrivateFile
-from backupd.errors import ConfigError, CustodyError, SecretChanged, SecretUnavailable
+from backupd.errors import Busy, ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 from tests.custody.contract import KeeperContract, Place, TextPlaceContract
 
@@ -99,6 +102,39 @@ def test_a_file_whose_directory_takes_nothing_stays_as_it_is(tmp_path: Path) -> 
         PrivateFile(str(directory / "key")).replace(Secret("new"), Secret("value"))
     assert "by hand" in str(caught.value.hint)
     assert (directory / "key").read_text() == "value"
+
+
+def test_a_file_whose_lock_somebody_keeps_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+    keep(path)
+    with path.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_SH)
+        with pytest.raises(Busy, match="another program holds the lock of file:") as caught:
+            PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+        assert "lslocks" in str(caught.value.hint)
+        assert path.read_text() == "value"
+    PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EBUSY, "mount its directory"), (errno.EPERM, "the owner")],
+)
+def test_what_keeps_a_file_from_being_replaced_is_told_with_what_to_do(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+) -> None:
+    def refused(descriptor: int, data: bytes) -> int:
+        raise OSError(number, os.strerror(number))
+
+    keep(path)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", refused)
+        with pytest.raises(CustodyError, match="cannot be replaced") as caught:
+            PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+    assert said in str(caught.value.hint)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+    assert path.read_text() == "value"
 
 
 def test_of_many_writers_that_saw_the_same_value_one_wins(path: Path) -> None:
