@@ -4,7 +4,7 @@ Everything is looked at, whatever is wrong with the rest, and as a backup would 
 sealed, an upload is begun in the store (and given up, so nothing of it stays), the trail gets a record. Nothing is repaired.
 
     lines.py    what is said    keys.py   custodians and OpenPGP keys    sources.py   servers, roles, columns
-    columns.py  the age of column keys
+    columns.py  the age of column keys, and whether they are all there
     storage.py  the store       trails.py the trail, and what it and the store say of each other     host.py   this machine
 """
 

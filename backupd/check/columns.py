@@ -1,4 +1,4 @@
-"""The age of column keys: one that is older than its column allows is due to be rotated.
+"""Column keys: their age, for one that is older than its column allows is due to be rotated, and whether they are all there.
 
 A keyring says when its keys were made, if backupd made them, and if it may be read here. Where not, the backups tell: the key
 that the newest of them names is at least as old as the oldest that names it.
@@ -6,7 +6,7 @@ that the newest of them names is at least as old as the oldest that names it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 
@@ -14,6 +14,7 @@ from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.columns.keyring import Keyring
 from backupd.config.models import Totp
 from backupd.errors import BackupdError
+from backupd.rotation.keyrings import one_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,30 @@ def look(parts: Parts, now: datetime) -> Iterator[Line]:
             if each.cipher == "aes-256-gcm":
                 area = f"source {name}"
                 yield from guarded(area, _aged(parts, name, each, now, area))
+                yield from guarded(area, _archived(parts, each, area))
+
+
+def lacking(parts: Parts, source: str, column: Totp, key_ids: Iterable[str], area: str) -> Iterator[Line]:
+    """A problem where values name keys that the keyring has not, if it may be read here."""
+    keyring = _keyring(parts, column) if column.cipher == "aes-256-gcm" else None
+    missing = [each for each in key_ids if keyring is not None and each not in keyring.keys]
+    if keyring is not None and missing:
+        yield problem(
+            area,
+            f"second factors in {column.table}.{column.column} name {', '.join(missing)}, and the keyring has no such key:"
+            " no application reads them",
+            "bring them under the current key, with the archive at hand:"
+            f" `backupd columns rotate {source} --to {keyring.current} --stage rows --apply`",
+        )
+
+
+def _archived(parts: Parts, column: Totp, area: str) -> Iterator[Line]:
+    if column.archive is not None and one_place(parts.custodian(column.archive), parts.custodian(column.keys)):
+        yield problem(
+            area,
+            f"the archive of {column.table}.{column.column} is its keyring: a key that is retired would be lost",
+            "keep the archive in another place, as a copy",
+        )
 
 
 def _aged(parts: Parts, source: str, column: Totp, now: datetime, area: str) -> Iterator[Line]:
@@ -53,12 +78,18 @@ def _aged(parts: Parts, source: str, column: Totp, now: datetime, area: str) -> 
 
 
 def _by_keyring(parts: Parts, column: Totp, now: datetime) -> _Age | None:
+    keyring = _keyring(parts, column)
+    day = keyring.created.get(keyring.current) if keyring is not None else None
+    if keyring is None or day is None:
+        return None
+    return _Age(keyring.current, (now - datetime.combine(day, time(), UTC)).days, False)
+
+
+def _keyring(parts: Parts, column: Totp) -> Keyring | None:
     try:
-        keyring = Keyring.parse(parts.custodian(column.keys).fetch())
+        return Keyring.parse(parts.custodian(column.keys).fetch())
     except BackupdError:  # said where custodians are looked at; and the host that makes backups should not get it
         return None
-    day = keyring.created.get(keyring.current)
-    return None if day is None else _Age(keyring.current, (now - datetime.combine(day, time(), UTC)).days, False)
 
 
 def _by_backups(parts: Parts, source: str, column: Totp, now: datetime) -> _Age | None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 
+from backupd.check import columns
 from backupd.check.lines import Line, Parts, failed, guarded, ok, problem, warning
 from backupd.columns import ciphers
 from backupd.config.models import Source, Totp
@@ -41,7 +42,7 @@ def look(parts: Parts, name: str, source: Source) -> Iterator[Line]:
         if source.globals:
             yield from _asked(connection, area, _passwords)
         for each in source.totp:
-            yield from _asked(connection, area, partial(_column, each))
+            yield from _asked(connection, area, partial(_column, parts, name, each))
             yield from _asked(connection, area, partial(_former, name, each))
     if server.in_recovery:
         yield warning(area, "it is a standby: unlogged tables are in no backup", "name the primary, if they matter")
@@ -108,7 +109,7 @@ def _passwords(connection: Connection, area: str) -> Iterator[Line]:
         )
 
 
-def _column(column: Totp, connection: Connection, area: str) -> Iterator[Line]:
+def _column(parts: Parts, source: str, column: Totp, connection: Connection, area: str) -> Iterator[Line]:
     where = f"{column.table}.{column.column}"
     for needed in (column.id_column, column.enrolled):
         if needed is not None:
@@ -123,6 +124,7 @@ def _column(column: Totp, connection: Connection, area: str) -> Iterator[Line]:
         return
     named = f", with the keys {', '.join(found.key_ids)}" if found.key_ids else ""
     yield ok(area, f"all {found.rows} second factors in {where} are encrypted{named}")
+    yield from columns.lacking(parts, source, column, found.key_ids, area)
 
 
 def _former(source: str, column: Totp, connection: Connection, area: str) -> Iterator[Line]:

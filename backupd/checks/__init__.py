@@ -83,6 +83,12 @@ class TotpColumn:
             return self.keys.fetch()
         return Keyring.parse(self.keys.fetch()).together(Keyring.parse(self.archive.fetch())).render()
 
+    def archived_ids(self) -> frozenset[str]:
+        """The keys that the archive alone has: no application reads what names one. Raises as `fetch_keys` does."""
+        if self.archive is None:
+            return frozenset()
+        return frozenset(Keyring.parse(self.archive.fetch()).keys) - frozenset(Keyring.parse(self.keys.fetch()).keys)
+
 
 @dataclass(frozen=True, slots=True)
 class Question:

@@ -35,6 +35,7 @@ class _Seen:
     failures: dict[str, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     canary: Secret | None = None
+    archived: tuple[str, ...] = ()  # of the keys that opened values, those that the archive alone has
 
     def fail(self, what: str, row_id: str) -> None:
         self.counts[what] += 1
@@ -55,7 +56,7 @@ class Totp:
     name: str = NAME
 
     def run(self, drilled: Drilled) -> Finding:
-        problems, doubts, figures = list[str](), list[str](), dict[str, Figure]()
+        problems, doubts, notes, figures = list[str](), list[str](), list[str](), dict[str, Figure]()
         verified = 0
         for column in drilled.columns:
             try:
@@ -68,6 +69,7 @@ class Totp:
                 continue
             figures |= _figures(column, seen)
             verified += seen.verified
+            notes += _behind(column, seen)
             problems += [f"{column.name}: {each}" for each in (*seen.problems(), *_lost(drilled.manifest, column, seen))]
             wrong, unsure = _canary(column, seen)
             problems += wrong
@@ -83,7 +85,8 @@ class Totp:
             return Finding(NAME, outcome, "; ".join(problems + doubts), figures)
         if not drilled.columns:
             return Finding(NAME, Outcome.PASS, "nothing was shown: no column of second factors is configured", figures)
-        return Finding(NAME, Outcome.PASS, f"all {verified} enrolled seeds decrypt, make codes and refuse wrong ones", figures)
+        shown = f"all {verified} enrolled seeds decrypt, make codes and refuse wrong ones"
+        return Finding(NAME, Outcome.PASS, "; ".join((shown, *notes)), figures)
 
 
 def flaw(seed: Secret, parameters: Parameters) -> str | None:
@@ -118,6 +121,7 @@ def _look(drilled: Drilled, column: TotpColumn) -> _Seen:
             what = _judge(reader, row, seen)
             if what is not None:
                 seen.fail(what, row.row_id)
+    seen.archived = tuple(sorted(column.archived_ids() & set(seen.key_ids)))
     return seen
 
 
@@ -145,6 +149,14 @@ def _judge(reader: Reader, row: Row, seen: _Seen) -> str | None:
     wrong = flaw(seed, column.parameters)
     seen.verified += row.enrolled and wrong is None
     return wrong
+
+
+def _behind(column: TotpColumn, seen: _Seen) -> Iterator[str]:
+    if seen.archived:
+        yield (
+            f"{column.name} needs the archived key{'s'[: len(seen.archived) > 1]} {', '.join(seen.archived)}: after a restore,"
+            " bring its rows under the current key before the application starts, with `backupd columns rotate`"
+        )
 
 
 def _lost(manifest: Manifest, column: TotpColumn, seen: _Seen) -> Iterator[str]:

@@ -53,7 +53,7 @@ def status(session: Session, sources: tuple[str, ...]) -> int:
     """Count the values of the SOURCES' columns by form and key id, all sources' without one. It needs no key.
 
     A value in clear text, and bytes that no cipher wrote, are hazards; with one of them, or with a value of another cipher than
-    the configured one, the exit code is 1.
+    the configured one, the exit code is 1. So it is with a key that the keyring has not, where that may be read here.
 
     \b
     backupd columns status clinic --json
@@ -63,7 +63,7 @@ def status(session: Session, sources: tuple[str, ...]) -> int:
     with session.service() as service:
         found = [each for name in service.names(sources) for each in ColumnService(service).status(name)]
     session.result([each.to_json() for each in found], lambda: _show_status(found))
-    return int(any(each.hazards or each.foreign for each in found))
+    return int(any(each.hazards or each.foreign or each.lacking for each in found))
 
 
 @command.command("encrypt", short_help="Move secrets to AES-256-GCM.")
@@ -204,12 +204,23 @@ def _show_status(found: list[Status]) -> None:
         for count in each.counts:
             foreign = each.foreign and count.column == each.column.column and count.form.value != each.column.cipher
             state = ("HAZARD", "bold red") if count.is_hazard else ("foreign", "bold yellow") if foreign else ("good", "green")
+            if count.key_id in each.lacking:
+                state = ("key not in the keyring", "bold red")
             where = f"{each.column.table}.{count.column}"
             rows.append((each.column.source, where, count.form.value, count.key_id or "-", str(count.rows), state))
     table(("source", "column", "form", "key", "rows", "state"), rows)
     hazards = sum(each.hazards for each in found)
     if hazards:
         click.echo(click.style("HAZARD: ", fg="red", bold=True) + f"in clear, of all values: {hazards}", err=True)
+    for each in found:
+        if each.lacking:
+            click.echo(
+                printable(
+                    f"no application reads what names {', '.join(each.lacking)} in {each.column.name}: bring it under the"
+                    f" current key, with the archive at hand: `backupd columns rotate {each.column.source}`"
+                ),
+                err=True,
+            )
 
 
 def _show_report(report: Report) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import click
 from backupd.audit.records import Operation
 from backupd.cli.release import Released, released_by, released_options
 from backupd.cli.session import Session, duration, options
+from backupd.redact import printable
 
 if TYPE_CHECKING:
     from backupd.postgres.roles import RolesReport
@@ -55,19 +57,31 @@ def command(
         ):
             made = service.restore(entry, opening, dsn, progress)
     took = time.monotonic() - started
+    noted = entry.proved().column_keys
+    keys_named = {f"{each.table}.{each.column}": each.key_ids for each in noted if each.key_ids}
     result = {
         "backup_id": entry.backup_id,
         "source": source,
         "target": dsn.describe(),
         "roles": None if made is None else {"created": made.created, "kept": made.kept, "skipped": made.skipped},
+        "column_keys": {name: list(key_ids) for name, key_ids in keys_named.items()},
         "seconds": round(took, 1),
     }
-    session.result(result, lambda: _tell(entry.backup_id, dsn.describe(), made, took))
+    session.result(result, lambda: _tell(entry.backup_id, dsn.describe(), made, keys_named, took))
     return 0
 
 
-def _tell(backup_id: str, target: str, made: RolesReport | None, took: float) -> None:
+def _tell(
+    backup_id: str, target: str, made: RolesReport | None, keys_named: Mapping[str, tuple[str, ...]], took: float
+) -> None:
     click.echo(f"restored {backup_id} into {target} in {duration(took)}: all that was expected is there")
+    for name, key_ids in keys_named.items():
+        click.echo(
+            printable(
+                f"{name} needs the keys {', '.join(key_ids)}: if one was retired since and is in the archive alone, bring the"
+                " rows under the current key before the application starts, with `backupd columns rotate`"
+            )
+        )
     if made is None:
         click.echo("the backup holds no roles")
         return

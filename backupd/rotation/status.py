@@ -1,22 +1,25 @@
-"""What the columns of secrets hold, counted by form and key id. Needs a role that reads, and no key."""
+"""What the columns of secrets hold, counted by form and key id. Needs a role that reads, and no key.
+
+Where the keyring may be read all the same, it is said which keys it lacks: what names one of them is read by no application.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
 from backupd.columns.forms import Form, Told, form_of
-from backupd.errors import ConfigError
+from backupd.errors import BackupdError, ConfigError
 from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Table
 from backupd.postgres.session import Connection, Dsn
 from backupd.redact import printable
-from backupd.rotation import SecretColumn
+from backupd.rotation import SecretColumn, keyrings
 
 # What anybody reads who reads the database: text, and bytes that no cipher wrote, for a seed is bytes too.
 HAZARDS = frozenset({Form.PLAINTEXT, Form.UNKNOWN})
@@ -38,10 +41,12 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Of one configured column, and of its former column while there is one. `expected`: the forms that each should hold."""
+    """Of one configured column, and of its former column while there is one. `lacking`: keys that values name and the keyring
+    has not, as far as it may be read here."""
 
     column: SecretColumn
     counts: tuple[Count, ...]
+    lacking: tuple[str, ...] = ()
 
     @property
     def hazards(self) -> int:
@@ -70,6 +75,7 @@ class Status:
             "hazards": self.hazards,
             "foreign": self.foreign,
             "key_ids": list(self.key_ids),
+            "keys_lacking": list(self.lacking),
             "counts": [
                 {
                     "column": each.column,
@@ -91,6 +97,7 @@ def look(source: str, columns: Sequence[SecretColumn], dsn: Dsn, trail: Trail) -
         run.note(
             **{f"{each.column.name} hazards": each.hazards for each in found},
             **{f"{each.column.name} keys": each.key_ids for each in found},
+            **{f"{each.column.name} keys lacking": each.lacking for each in found if each.lacking},
         )
     return found
 
@@ -102,7 +109,18 @@ def _look(connection: Connection, column: SecretColumn) -> Status:
     names = [name for name in (column.column, former) if name is not None and name in table.columns]
     if not names or (column.column not in names and former is None):
         raise ConfigError(f"there is no column {printable(column.name)}", "look at [[sources.….totp]]")
-    return Status(column, tuple(each for name in names for each in counts(connection, table, name)))
+    found = Status(column, tuple(each for name in names for each in counts(connection, table, name)))
+    return replace(found, lacking=_lacking(column, found.key_ids))
+
+
+def _lacking(column: SecretColumn, key_ids: Sequence[str]) -> tuple[str, ...]:
+    if column.cipher != Form.AES_256_GCM:
+        return ()
+    try:
+        keyring = keyrings.fetched(column.keys).keyring
+    except BackupdError:  # the host that makes backups should not get it
+        return ()
+    return tuple(each for each in key_ids if each not in keyring.keys)
 
 
 def counts(connection: Connection, table: Table, name: str) -> list[Count]:

@@ -129,6 +129,46 @@ def test_a_key_that_a_column_with_a_link_to_the_keyring_names_is_not_retired(cli
     assert KEY_ID in keyring(clinic).keys
 
 
+def test_an_old_backup_that_was_restored_is_told_of_everywhere_and_brought_under_the_current_key(
+    clinic: Installation,
+) -> None:
+    """Its rows name a key that only the archive has: no application could read them."""
+    before = clinic.back_up()
+    rows = clinic.database.execute("SELECT id, totp_secret FROM users")
+    keep(clinic.custody / "archive.json", (clinic.custody / "keyring.json").read_bytes())
+    clinic.configure(totp=TOTP + ARCHIVE)
+    rotate(clinic, "--stage", "all", "--apply").ok()
+    clinic.run("columns", "retire", SOURCE, "--key", KEY_ID, "--apply").ok()
+
+    [totp] = [check for check in drill(clinic, before).ok().json["checks"] if check["name"] == "totp"]
+    assert f"users.totp_secret needs the archived key {KEY_ID}: after a restore, bring its rows under" in totp["detail"]
+
+    with clinic.empty_database() as target:
+        restored = clinic.run(*clinic.restore_arguments(target, "--backup", before), env=clinic.superuser).ok()
+        assert f"users.totp_secret needs the keys {KEY_ID}: if one was retired" in restored.stdout
+    for number, value in rows:
+        clinic.database.execute("UPDATE users SET totp_secret = %s WHERE id = %s", (value, number))
+
+    told = clinic.run("columns", "status")
+    assert told.code == 1
+    assert f"no application reads what names {KEY_ID} in users.totp_secret" in told.stderr
+    lines = clinic.run("check", "--json").json["lines"]
+    [lacking] = [line for line in lines if f"users.totp_secret name {KEY_ID}, and the keyring has no such key" in line["text"]]
+    assert lacking["state"] == "problem"
+    assert lacking["hint"].endswith(f"`backupd columns rotate {SOURCE} --to {NEW} --stage rows --apply`")
+
+    assert rotate(clinic, "--stage", "rows", "--apply", "--json").ok().json["figures"]["rows_rewritten"] == PATIENTS
+    [status] = clinic.run("columns", "status", "--json").ok().json
+    assert (status["key_ids"], status["keys_lacking"]) == ([NEW], [])
+
+
+def test_check_says_that_an_archive_is_the_keyring(clinic: Installation) -> None:
+    (clinic.custody / "archive.json").symlink_to(clinic.custody / "keyring.json")
+    clinic.configure(totp=TOTP + ARCHIVE)
+    [line] = [each for each in clinic.run("check", "--json").json["lines"] if "is its keyring" in each["text"]]
+    assert line["state"] == "problem"
+
+
 def test_a_rotation_in_one_go(clinic: Installation) -> None:
     report = rotate(clinic, "--stage", "all", "--apply", "--json").ok().json
     assert report["figures"] == {"rows_rewritten": PATIENTS, "overtaken": 0}

@@ -49,3 +49,14 @@ def test_rows_that_a_policy_hides_are_not_passed_over(sealed: Clinic) -> None:
     sealed.database.execute("ALTER TABLE users ENABLE ROW LEVEL SECURITY")
     with pytest.raises(SourceError, match="row-level security"):
         look("clinic", [sealed.column()], sealed.reader, sealed.trail)
+
+
+def test_keys_that_the_keyring_has_not_are_told_where_it_may_be_read(sealed: Clinic) -> None:
+    """As after the restore of a backup from before a key was retired."""
+    sealed.keyring_file.write_bytes(sealed.keyring.extended("2027-1").without(FIRST).render().reveal())
+    [status] = look("clinic", [sealed.column()], sealed.reader, sealed.trail)
+    assert status.lacking == (FIRST,)
+    assert sealed.records()[-1].details["users.totp_sealed keys lacking"] == (FIRST,)
+    sealed.keyring_file.unlink()
+    [status] = look("clinic", [sealed.column()], sealed.reader, sealed.trail)
+    assert (status.key_ids, status.lacking) == ((FIRST,), ())
