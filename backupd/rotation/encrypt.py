@@ -12,9 +12,9 @@ version of the application meets a value of a form that it does not know. What a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from backupd.columns import Cell, Cipher, ColumnError, Malformed
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.ciphers import open_cipher
 from backupd.columns.forms import Form, form_of
-from backupd.columns.keyring import Keyring
 from backupd.errors import ConfigError, Refused, Tampered
 from backupd.postgres import column_change, column_rows, pgcrypto
 from backupd.postgres.column_rows import Row, Table
@@ -32,6 +31,7 @@ from backupd.postgres.session import Connection, Dsn
 from backupd.redact import Secret, printable
 from backupd.rotation import Former, Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
 from backupd.rotation.batches import Rewriting
+from backupd.rotation.watch import Watched
 
 
 class Stage(StrEnum):
@@ -110,7 +110,7 @@ def encrypt(
                 if stage is Stage.COLUMN:
                     column_change.add(connection, table, column.column, former.column)
                 elif former.column in table.columns:
-                    _require_opening(connection, cells.table(connection, column), column, AesGcm(_keyring(column)))
+                    _require_opening(connection, cells.table(connection, column), column, AesGcm(keyrings.both(column).reading))
                     column_change.finish(connection, table, former.column)
                 else:
                     following = _gone(connection, table, column, former)
@@ -118,8 +118,6 @@ def encrypt(
 
 
 def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
-    keyring = _keyring(column)
-    run.note(key_id=keyring.current)
     with (
         closing(column_rows.connect(dsn)) as connection,
         _opened(former, opening) as source,
@@ -129,14 +127,17 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
             raise ConfigError(f"there is no column {printable(f'{column.table}.{former.column}')}", "look at totp.former")
         if former.column in table.required:
             raise ConfigError(f"{printable(former.column)} may not be NULL yet", "the stage `column` comes first")
-        cipher = AesGcm(keyring)
-        recode = _Recode(column, source, cipher)
-        rewriting = Rewriting(connection, table, former.column, column.column, recode, b"", pace, moved)
-        tally = rewriting.tally
         with column_rows.exclusive(connection, table, column.column):
-            _require_opening(connection, table, column, cipher)
+            watched = _watched(column)
+            run.note(key_id=watched.key_id)
+            _require_opening(connection, table, column, watched.cipher)
+            recode = _Recode(column, source, lambda: watched.during(tally.passes))
+            rewriting = Rewriting(connection, table, former.column, column.column, recode, b"", pace, moved)
+            tally = rewriting.tally
             try:
                 rewriting.run()
+                watched.look()
+                _require_opening(connection, table, column, watched.cipher)
             finally:
                 run.note(rows_moved=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
     figures = {"rows_moved": tally.done, "overtaken": tally.overtaken}
@@ -148,7 +149,7 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
         figures,
         tally.left,
         tally.left_rows,
-        key_id=keyring.current,
+        key_id=watched.key_id,
         next=_NEXT[Stage.ROWS],
     )
     if report.left_rows:
@@ -167,8 +168,12 @@ def _gone(connection: Connection, table: Table, column: SecretColumn, former: Fo
     return f"{missing}: was it dropped, or is it misspelt? If it was dropped, {_NEXT[Stage.FINISH]}"
 
 
-def _keyring(column: SecretColumn) -> Keyring:
-    return keyrings.fetched(column.keys).keyring
+def _watched(column: SecretColumn) -> Watched:
+    """The keyring's current key, which the archive has too where there is one: the rows will hang on it alone."""
+    both = keyrings.both(column)
+    if both.archive is not None:
+        both = replace(both, archive=keyrings.archived(both.archive, both.kept.keyring, both.kept.keyring.current))
+    return Watched.of(column, both)
 
 
 def _require_opening(connection: Connection, table: Table, column: SecretColumn, cipher: AesGcm) -> None:
@@ -217,19 +222,19 @@ class _Recode:
 
     column: SecretColumn
     source: _Source
-    target: AesGcm
+    target: Callable[[], AesGcm]
 
     def __call__(self, row: Row) -> bytes | None:
         if form_of(row.value).form is Form.EMPTY:
             return row.beside
         plaintext = self.source.open(row)
-        cell = cells.cell(self.column, row.row_id)
+        cell, target = cells.cell(self.column, row.row_id), self.target()
         if row.beside is not None:
-            if self.target.decrypt(cell, row.beside) != plaintext:
+            if target.decrypt(cell, row.beside) != plaintext:
                 raise BothFilled
             return row.beside
-        new = self.target.encrypt(cell, plaintext)
-        if self.target.decrypt(cell, new) != plaintext:
+        new = target.encrypt(cell, plaintext)
+        if target.decrypt(cell, new) != plaintext:
             raise Tampered(f"what was encrypted for row {row.row_id} does not decrypt", "nothing was written: report this")
         return new
 

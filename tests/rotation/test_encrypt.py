@@ -15,7 +15,7 @@ from backupd.audit.records import Phase
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
-from backupd.errors import BackupdError, ConfigError, Refused, SecretUnavailable, SourceDenied, SourceError
+from backupd.errors import BackupdError, ConfigError, Refused, SecretChanged, SecretUnavailable, SourceDenied, SourceError
 from backupd.postgres import column_change, column_rows
 from backupd.postgres.session import Connection
 from backupd.redact import Secret
@@ -469,3 +469,21 @@ def test_without_the_right_to_read_there_is_no_plan(ready: Clinic) -> None:
     ready.database.execute(f"ALTER TABLE users OWNER TO postgres; REVOKE ALL ON users FROM {ready.role}")
     with pytest.raises(SourceError):
         plan(ready.column(former="plaintext"), ready.writer, ready.trail)
+
+
+@pytest.mark.parametrize("archive", ["archive.json", None])
+def test_a_keyring_that_is_replaced_meanwhile_ends_the_run_and_its_key_is_not_lost(ready: Clinic, archive: str | None) -> None:
+    """What was in clear is encrypted by then: its key is in the archive, or joins the new keyring as one that only reads."""
+    keep(ready.directory / "archive.json", Keyring.generate("2019-1").render().reveal())
+    other, key = Keyring.generate("2030-1").render(), ready.keyring.key(FIRST)
+
+    def somebody(_: int) -> None:
+        keep(ready.keyring_file, other.reveal())
+
+    column = ready.column(former="plaintext", archive=archive)
+    with pytest.raises(SecretChanged, match="the keyring was replaced while rows were rewritten") as caught:
+        encrypt(column, ready.writer, Stage.ROWS, ready.trail, PACE, moved=somebody)
+    assert caught.value.hint
+    there = Keyring.parse(Secret((ready.directory / (archive or "keyring.json")).read_bytes()))
+    assert there.key(FIRST) == key
+    assert there.current != FIRST
