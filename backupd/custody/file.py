@@ -25,6 +25,7 @@ LOCK_WAIT_S = 10.0  # for another writer; none of ours takes longer than a momen
 _LOCK_LOOK_S = 0.05
 _ACCESS_LIST = "system.posix_acl_access"  # acl(5): who reads a keyring by such a list must go on reading it
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP  # 0640 root:backupd is how packages install secrets, so a group may read
+_MISSING = "bring it back from where its copy is, or correct the reference to it; a new key in its place opens nothing"
 _OWNER = "run this as the owner of the file and of its directory, or replace the value by hand"
 _REASONS = {
     errno.ENOSPC: "make room on the disk it lies on, and run this again; the old value is still there",
@@ -79,7 +80,7 @@ class PrivateFile:
                     raise SecretChanged(f"{self.locator} was changed by somebody else", "look at it, and try again")
                 _take_over(real, new, status)
         except FileNotFoundError as error:
-            raise SecretUnavailable(f"{self.locator} does not exist", "create it, or correct the reference to it") from error
+            raise SecretUnavailable(f"{self.locator} does not exist", _MISSING) from error
         except OSError as error:
             raise CustodyError(
                 f"{self.locator} cannot be replaced: {error.strerror}", _REASONS.get(error.errno or 0, _OWNER)
@@ -161,7 +162,7 @@ def read_private(path: str, locator: str) -> Secret:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError as error:
-        raise SecretUnavailable(f"{locator} does not exist", "create it, or correct the reference to it") from error
+        raise SecretUnavailable(f"{locator} does not exist", _MISSING) from error
     except PermissionError as error:
         raise SecretUnavailable(
             f"{locator} may not be read by this user", f"make user id {os.geteuid()} its owner, or a member of its group"
