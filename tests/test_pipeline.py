@@ -81,7 +81,7 @@ def test_what_is_written_arrives() -> None:
         ("echo sick >&2; exit 3", "cat; exit 0", "first ended with exit code 3: sick"),
         ("echo sick >&2; exit 3", "cat >/dev/null; echo short input >&2; exit 2", "first ended with exit code 3: sick"),
         ("kill -KILL $$", "cat >/dev/null; exit 2", "first was ended by SIGKILL"),
-        ("seq 10000000", "echo full >&2; exit 4", "second ended with exit code 4: full"),
+        ("exec seq 10000000", "echo full >&2; exit 4", "second ended with exit code 4: full"),
         ("sleep 1000", "exit 5", "second ended with exit code 5"),
         ("trap '' PIPE; seq 10000000; echo 'Broken pipe' >&2; exit 1", "exit 6", "second ended with exit code 6"),
     ],

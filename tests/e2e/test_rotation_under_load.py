@@ -122,6 +122,7 @@ class Killing:
         return probe
 
 
+@pytest.mark.timeout(1_200)  # two minutes on two idle cores
 def test_nobody_notices_an_encryption_and_two_rotations_that_are_killed_20_times(clinic: Installation) -> None:
     keyring = clinic.custody / "keyring.json"
     clinic.run("columns", "encrypt", SOURCE, "--stage", "column", "--apply").ok()
