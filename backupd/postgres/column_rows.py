@@ -160,10 +160,17 @@ def values(connection: Connection, table: Table, column: str) -> Iterator[bytes]
         yield row.value
 
 
-def rows(connection: Connection, table: Table, column: str) -> Iterator[Row]:
-    """Every row whose value in the column is not NULL, as `values` reads them."""
-    query = sql.SQL("SELECT {}::text, {} FROM {} WHERE {} IS NOT NULL").format(
-        sql.Identifier(table.id_column), table.bytes_of(column), sql.SQL(table.name), sql.Identifier(column)
+def rows(connection: Connection, table: Table, column: str, head: bytes = b"", limit: int | None = None) -> Iterator[Row]:
+    """The rows whose value in the column is not NULL and begins with `head`, read as `values` reads them."""
+    value = table.bytes_of(column)
+    query = sql.SQL("SELECT {}::text, {} FROM {} WHERE substring({} FROM 1 FOR {}) = {} LIMIT {}").format(
+        sql.Identifier(table.id_column),
+        value,
+        sql.SQL(table.name),
+        value,
+        sql.Literal(len(head)),
+        sql.Literal(head),
+        sql.Literal(limit),
     )
     with (
         translated(f"read {printable(table.name)}.{printable(column)}", "GRANT SELECT on it to the role"),

@@ -1,4 +1,4 @@
-"""What has to be known of a column of secrets before its keys change: the rows under one key, and who is writing just now.
+"""What has to be known of a table of secrets before their keys change: who is writing to it just now.
 
 Takes no lock and writes nothing, so a role that may read is enough. What an application has in hand and has not begun to write
 yet is seen by nobody here.
@@ -7,18 +7,14 @@ yet is seen by nobody here.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-
-from psycopg import sql
 
 from backupd.errors import Busy, Refused
-from backupd.postgres.column_rows import Row, Table
+from backupd.postgres.column_rows import Table
 from backupd.postgres.session import Connection, translated
 from backupd.redact import printable
 
 WRITERS_WAIT_S = 10.0
 _LOOK_S = 0.1
-_READ = 2000
 
 # Transactions that have written to the table or its partitions, or are about to; also prepared ones, which have no process.
 _WRITERS = """
@@ -29,29 +25,6 @@ SELECT virtualtransaction FROM pg_catalog.pg_locks
    AND database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
    AND mode IN ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
 """
-
-
-def beginning_with(connection: Connection, table: Table, column: str, head: bytes, limit: int | None = None) -> Iterator[Row]:
-    """The rows whose value begins with `head`, in a transaction of its own. Raises SourceDenied and SourceError."""
-    value = table.bytes_of(column)
-    query = sql.SQL("SELECT {}::text, {} FROM {} WHERE substring({} FROM 1 FOR {}) = {} LIMIT {}").format(
-        sql.Identifier(table.id_column),
-        value,
-        sql.SQL(table.name),
-        value,
-        sql.Literal(len(head)),
-        sql.Literal(head),
-        sql.Literal(limit),
-    )
-    with (
-        translated(f"read {printable(table.name)}.{printable(column)}", "GRANT SELECT on it to the role"),
-        connection.transaction(),
-        connection.cursor("column_state") as cursor,
-    ):
-        cursor.itersize = _READ
-        cursor.execute(query)
-        for row_id, found in cursor:
-            yield Row(row_id, bytes(found))
 
 
 def require_primary(connection: Connection) -> None:

@@ -23,7 +23,7 @@ from backupd.columns import ColumnError, KeysUnusable, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import ConfigError, Refused, Tampered
-from backupd.postgres import column_rows, column_state
+from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row, Table
 from backupd.postgres.session import Connection, Dsn
 from backupd.redact import printable
@@ -103,7 +103,7 @@ class _Place:
     def under(self, key_id: str, limit: int | None = None) -> Iterator[Row]:
         """The rows whose value names this key."""
         head = aes_gcm.head(key_id)
-        return column_state.beginning_with(self.connection, self.table, self.column.column, head, limit)
+        return column_rows.rows(self.connection, self.table, self.column.column, head, limit)
 
     def unreadable(self, cipher: AesGcm, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
         """Of these rows, the ids of those whose value does not open, and why."""
