@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backupd.columns import ColumnError
-from backupd.errors import SourceError
+from backupd.errors import Interrupted, SourceError
 from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row, Swap, Table
 from backupd.postgres.session import Connection
@@ -61,6 +61,13 @@ class Rewriting:
 
     def run(self) -> None:
         """Until none is left but those that `tally` tells of. Raises SourceError in all its kinds."""
+        try:
+            self._passes()
+        except Interrupted as error:
+            error.hint = f"{self.tally.done} rows are done and stay so: run it again, and it goes on with the others"
+            raise
+
+    def _passes(self) -> None:
         stalled = 0
         while self.tally.passes < MOST_PASSES:
             tried, done = self._pass()

@@ -127,8 +127,9 @@ def test_a_run_that_is_broken_off_between_batches_goes_on_where_it_was(due: Clin
         if len(seen) == 3:
             raise Interrupted("interrupted")
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted) as caught:
         rotate(due.column(), due.writer, NEW, Stage.ROWS, due.trail, PACE, break_off)
+    assert caught.value.hint == "12 rows are done and stay so: run it again, and it goes on with the others"
     assert due.key_ids() == {FIRST, NEW}
     assert due.opened() == EVERYONE
     last = due.records()[-1]
