@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from backupd.columns import Cell
+from collections.abc import Iterable, Iterator
+
+from backupd.columns import Cell, ColumnError
+from backupd.columns.aes_gcm import AesGcm
+from backupd.columns.forms import Form, form_of
 from backupd.errors import ConfigError, SourceError
 from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row, Swap, Table
@@ -28,6 +32,16 @@ def table(connection: Connection, column: SecretColumn) -> Table:
             f"{printable(column.name)} is of type {kind}; AES-256-GCM is kept in bytea", "name the column of that type"
         )
     return found
+
+
+def closed(column: SecretColumn, cipher: AesGcm, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
+    """Of these rows, the ids of those that hold a value which does not open, and why."""
+    for row in rows:
+        try:
+            if form_of(row.value).form is not Form.EMPTY:
+                cipher.decrypt(cell(column, row.row_id), row.value)
+        except ColumnError as error:
+            yield row.row_id, error.message
 
 
 def require_writable(connection: Connection, table: Table, column: SecretColumn) -> None:

@@ -183,14 +183,9 @@ def _require_opening(connection: Connection, table: Table, column: SecretColumn,
     these: if not, it could open nothing of what this run writes.
     """
     closed, first = 0, ""
-    for row in column_rows.rows(connection, table, column.column):
-        if form_of(row.value).form is Form.EMPTY:
-            continue
-        try:
-            cipher.decrypt(cells.cell(column, row.row_id), row.value)
-        except ColumnError as error:
-            closed += 1
-            first = first or f"row {printable(row.row_id)}: {printable(error.message)}"
+    for row_id, reason in cells.closed(column, cipher, column_rows.rows(connection, table, column.column)):
+        closed += 1
+        first = first or f"row {printable(row_id)}: {printable(reason)}"
     if closed:
         raise Refused(
             f"{closed} value{'s'[: closed > 1]} in {printable(column.name)} cannot be opened here; the first is {first}",

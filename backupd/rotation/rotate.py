@@ -11,7 +11,7 @@ Applications that fetch the keyring anew when they meet an unknown key need noth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from enum import StrEnum
 
 from backupd.audit.records import Operation
 from backupd.audit.trail import Run, Trail
-from backupd.columns import ColumnError, KeysUnusable, aes_gcm
+from backupd.columns import KeysUnusable, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import ConfigError, Refused, Tampered
@@ -105,14 +105,6 @@ class _Place:
         head = aes_gcm.head(key_id)
         return column_rows.rows(self.connection, self.table, self.column.column, head, limit)
 
-    def unreadable(self, cipher: AesGcm, rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-        """Of these rows, the ids of those whose value does not open, and why."""
-        for row in rows:
-            try:
-                cipher.decrypt(cells.cell(self.column, row.row_id), row.value)
-            except ColumnError as error:
-                yield row.row_id, error.message
-
 
 def _add(place: _Place, both: Both, key_id: str) -> Both:
     kept = both.kept
@@ -147,7 +139,7 @@ def _secured(place: _Place, both: Both, key_id: str) -> Both:
     if both.archive is not None:
         both = replace(both, archive=keyrings.archived(both.archive, both.kept.keyring, key_id))
     rows = list(place.under(key_id, _SAMPLE))
-    if rows and len(list(place.unreadable(AesGcm(both.reading), rows))) == len(rows):
+    if rows and len(list(cells.closed(place.column, AesGcm(both.reading), rows))) == len(rows):
         raise Tampered(
             f"rows of {printable(place.column.name)} name the key {key_id!r}, and the keyring's key of that id opens none",
             "nothing was written. Find the keyring that they were written with: there are two keys of one id",
@@ -185,7 +177,7 @@ def _rows(place: _Place, both: Both, key_id: str, stage: Stage, run: Run, pace: 
     try:
         rewriting.run()
         watched.look()
-        for row_id, reason in place.unreadable(watched.cipher, place.under(key_id)):
+        for row_id, reason in cells.closed(column, watched.cipher, place.under(key_id)):
             tally.leave(row_id, reason)
     finally:
         run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
