@@ -318,8 +318,9 @@ class _Sealed(hybrid_property[Secret | None]):
     def _waiting(self, instance: Any) -> Secret | None:
         return _WAITING.get(inspect(instance), {}).get(self._attribute)
 
-    def _forget(self, instance: Any, *_: Any) -> None:
-        _WAITING.get(inspect(instance), {}).pop(self._attribute, None)
+    def _forget(self, instance: Any | None, *_: Any) -> None:
+        if instance is not None:  # "expire" tells also of one that is gone already, which its session alone had held
+            _WAITING.get(inspect(instance), {}).pop(self._attribute, None)
 
     # ---------------------------------------------------------------------------------------------------------- cells
 

@@ -37,7 +37,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, make_transient, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, make_transient, mapped_column, relationship
 from sqlalchemy.schema import CreateTable
 
 from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredKey, UnknownKey
@@ -118,6 +118,22 @@ class Doctor(Person):
     pin_sealed: Mapped[bytes | None]
     pin = sealed("pin_sealed", KEYS)
     __mapper_args__ = {"polymorphic_identity": "doctor"}  # noqa: RUF012  as SQLAlchemy has it
+
+
+class Owner(Base):
+    """Several second factors each, which the application reaches by their owner."""
+
+    __tablename__ = "owner"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    devices: Mapped[list["Device"]] = relationship(order_by="Device.id")
+
+
+class Device(Base):
+    __tablename__ = "device"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    owner_id: Mapped[int] = mapped_column(ForeignKey("owner.id"))
+    totp_secret_sealed: Mapped[bytes | None]
+    totp_secret = sealed("totp_secret_sealed", KEYS)
 
 
 class Seen:
@@ -323,6 +339,29 @@ def test_an_insert_that_fails_and_is_tried_again_loses_no_secret(engine: Engine)
         session.add(user)
         session.commit()
         assert user.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+
+
+@pytest.mark.parametrize("end", [Session.commit, Session.rollback, Session.expire_all, Session.close])
+def test_objects_that_only_their_session_and_each_other_hold_hinder_nobody(
+    engine: Engine, end: Callable[[Session], None]
+) -> None:
+    """They are collected while the session makes them forget what was loaded."""
+    with Session(engine) as session:
+        session.add(
+            Owner(id=1, devices=[Device(totp_secret=Secret(seed)) for seed in ("AAAAAAAAAAAAAAAA", "BBBBBBBBBBBBBBBB")])
+        )
+        session.commit()
+        owner = session.scalars(select(Owner)).one()
+        assert [device.totp_secret for device in owner.devices] == [Secret("AAAAAAAAAAAAAAAA"), Secret("BBBBBBBBBBBBBBBB")]
+        end(session)
+        owner = session.scalars(select(Owner)).one()
+        owner.devices[0].totp_secret = Secret("CCCCCCCCCCCCCCCC")
+        session.commit()
+    with Session(engine) as session:
+        assert [each.totp_secret for each in session.scalars(select(Device).order_by(Device.id))] == [
+            Secret("CCCCCCCCCCCCCCCC"),
+            Secret("BBBBBBBBBBBBBBBB"),
+        ]
 
 
 def test_a_row_that_gets_another_id_is_sealed_anew(engine: Engine) -> None:
