@@ -12,7 +12,7 @@ from datetime import UTC, datetime, time
 
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.columns.keyring import Keyring
-from backupd.config.models import Totp
+from backupd.config.models import SecretRef, Totp
 from backupd.errors import BackupdError
 from backupd.rotation.keyrings import one_place
 
@@ -34,6 +34,7 @@ def look(parts: Parts, now: datetime) -> Iterator[Line]:
                 area = f"source {name}"
                 yield from guarded(area, _aged(parts, name, each, now, area))
                 yield from guarded(area, _archived(parts, each, area))
+                yield from guarded(area, _opening_backups(parts, name, each, area))
 
 
 def lacking(parts: Parts, source: str, column: Totp, key_ids: Iterable[str], area: str) -> Iterator[Line]:
@@ -56,6 +57,27 @@ def _archived(parts: Parts, column: Totp, area: str) -> Iterator[Line]:
             area,
             f"the archive of {column.table}.{column.column} is its keyring: a key that is retired would be lost",
             "keep the archive in another place, as a copy",
+        )
+
+
+def _opening_backups(parts: Parts, source: str, column: Totp, area: str) -> Iterator[Line]:
+    """A problem where living backups name keys that nobody has, if keyring and archive may be read here."""
+    keyring, archive = _keyring(parts, column), _parsed(parts, column.archive) if column.archive is not None else None
+    if keyring is None or (column.archive is not None and archive is None):
+        return
+    there = {*keyring.keys, *(archive.keys if archive is not None else ())}
+    naming: dict[str, list[str]] = {}
+    for entry in parts.catalog().list(source):
+        for noted in entry.manifest.column_keys if entry.manifest is not None else ():
+            if (noted.table, noted.column) == (column.table, column.column):
+                for key_id in set(noted.key_ids) - there:
+                    naming.setdefault(key_id, []).append(entry.backup_id)
+    for key_id, backups in sorted(naming.items()):
+        yield problem(
+            area,
+            f"{len(backups)} backup{'s'[: len(backups) > 1]} of {column.table}.{column.column} name{'s'[: len(backups) == 1]}"
+            f" the key {key_id}, which neither the keyring nor an archive has; the newest is {max(backups)}",
+            "bring back a copy of the keyring or archive that has it: without it nobody of these backups can log in",
         )
 
 
@@ -86,8 +108,12 @@ def _by_keyring(parts: Parts, column: Totp, now: datetime) -> _Age | None:
 
 
 def _keyring(parts: Parts, column: Totp) -> Keyring | None:
+    return _parsed(parts, column.keys)
+
+
+def _parsed(parts: Parts, ref: SecretRef) -> Keyring | None:
     try:
-        return Keyring.parse(parts.custodian(column.keys).fetch())
+        return Keyring.parse(parts.custodian(ref).fetch())
     except BackupdError:  # said where custodians are looked at; and the host that makes backups should not get it
         return None
 

@@ -172,7 +172,8 @@ def _watched(column: SecretColumn) -> Watched:
     """The keyring's current key, which the archive has too where there is one: the rows will hang on it alone."""
     both = keyrings.both(column)
     if both.archive is not None:
-        both = replace(both, archive=keyrings.archived(both.archive, both.kept.keyring, both.kept.keyring.current))
+        archive = keyrings.archived(both.archive, both.kept.keyring, both.kept.keyring.current)
+        both = replace(both, archive=keyrings.following(archive, both.kept.keyring))
     return Watched.of(column, both)
 
 

@@ -96,6 +96,21 @@ def archived(archive: Kept, keyring: Keyring, key_id: str) -> Kept:
     return archive
 
 
+def following(archive: Kept, keyring: Keyring) -> Kept:
+    """The archive with the keyring's current key as its own, seen there.
+
+    Nothing encrypts with an archive. But where the keyring is lost its archive is the copy that is brought back, and would
+    bring a retired key into use again. An archive that cannot be written here stays as it is. Raises as `archived` does.
+    """
+    try:
+        archive = archived(archive, keyring, keyring.current)
+        if archive.keyring.current == keyring.current:
+            return archive
+        return archive.replace(archive.keyring.promoted(keyring.current), "")
+    except ConfigError:
+        return archive
+
+
 def one_place(first: Custodian, second: Custodian) -> bool:
     """Whether both are the same secret, whatever version of it is named and whatever links two paths lead through."""
     (one, member), (other, its_member) = (_taken_apart(each.locator) for each in (first, second))

@@ -114,7 +114,7 @@ def _move(kept: Kept, archives: Sequence[Kept], key_id: str) -> None:
     """
     has_it = next(each.keyring for each in (kept, *archives) if key_id in each.keyring.keys)
     key = has_it.key(key_id)
-    archives = [keyrings.archived(each, has_it, key_id) for each in archives]
+    archives = [keyrings.following(keyrings.archived(each, has_it, key_id), kept.keyring) for each in archives]
     if key_id not in kept.keyring.keys:
         return
     without = kept.replace(

@@ -86,6 +86,8 @@ def rotate(
             both = _secured(place, both, key_id)
             if stage in (Stage.PROMOTE, Stage.ALL):
                 both = replace(both, kept=_promote(both.kept, key_id))
+            if both.archive is not None:
+                both = replace(both, archive=keyrings.following(both.archive, both.kept.keyring))
             if stage in (Stage.ROWS, Stage.ALL):
                 return _rows(place, both, key_id, stage, run, pace, moved)
     following = "promote" if stage is Stage.ADD else "rows"

@@ -97,8 +97,13 @@ def test_a_backup_from_before_a_rotation_drills_pass_for_as_long_as_the_archive_
     assert set(keyring(clinic).keys) == {NEW}
     assert KEY_ID in keyring(clinic, "archive.json").keys
 
+    def told() -> list[str]:
+        lines = clinic.run("check", "--json").json["lines"]
+        return [line["text"] for line in lines if line["state"] == "problem" and "nor an archive has" in line["text"]]
+
     for backup_id in (before, after):
         assert drill(clinic, backup_id).ok().json["verdict"] == "PASS"
+    assert told() == []
 
     keep(clinic.custody / "archive.json", (clinic.custody / "keyring.json").read_bytes())
     lost = drill(clinic, before)
@@ -106,6 +111,9 @@ def test_a_backup_from_before_a_rotation_drills_pass_for_as_long_as_the_archive_
     [totp] = [check for check in lost.json["checks"] if check["name"] == "totp"]
     assert f"the key '{KEY_ID}' is missing from the keyring and the archive" in totp["detail"]
     assert drill(clinic, after).ok().json["verdict"] == "PASS"
+    [line] = told()
+    assert line.startswith(f"1 backup of users.totp_secret names the key {KEY_ID}, which")
+    assert before in line
     clinic.run("audit", "verify").ok()
 
 

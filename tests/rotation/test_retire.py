@@ -83,12 +83,17 @@ def test_retired_twice_is_retired_once(rotated: Clinic, pairs: Pairs) -> None:
     assert rotated.keyring_file.read_bytes() == before
 
 
+def test_the_archive_gets_the_current_key_too_and_would_encrypt_with_it(rotated: Clinic, pairs: Pairs) -> None:
+    turn(rotated, pairs)
+    assert archived(rotated).current == rotated.keyring.current == NEW
+
+
 def test_several_keys_come_together_in_the_archive(rotated: Clinic, pairs: Pairs) -> None:
     turn(rotated, pairs)
     rotate(rotated.column(), rotated.writer, "2028-1", Stage.ALL, rotated.trail, Pace())
     key, created = rotated.keyring.key(NEW), rotated.keyring.created[NEW]
     turn(rotated, pairs, NEW)
-    assert set(archived(rotated).keys) == {FIRST, NEW}
+    assert set(archived(rotated).keys) == {FIRST, NEW, "2028-1"}
     assert (archived(rotated).key(NEW), archived(rotated).created[NEW]) == (key, created)
     assert rotated.keyring.together(archived(rotated)).retired == ()
 

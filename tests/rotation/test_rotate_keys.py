@@ -79,6 +79,15 @@ def test_a_new_key_is_in_the_archive_before_a_row_is_under_it(archiving: Clinic)
     assert archived(archiving).created[NEW] == archiving.keyring.created[NEW]
 
 
+def test_an_archive_that_is_brought_back_encrypts_with_the_key_that_the_keyring_did(archiving: Clinic) -> None:
+    """Not with one that was retired, perhaps because it was stolen."""
+    turn(archiving, Stage.ALL, archive="archive.json")
+    assert archived(archiving).current == NEW
+    put(archiving, archiving.keyring.joined(Keyring.generate("2028-1")).promoted("2028-1"))
+    turn(archiving, Stage.ROWS, "2028-1", archive="archive.json")
+    assert archived(archiving).current == "2028-1"
+
+
 def test_a_key_that_was_added_by_hand_is_archived_by_the_next_stage(archiving: Clinic) -> None:
     put(archiving, archiving.keyring.joined(Keyring.generate(NEW)))
     turn(archiving, Stage.PROMOTE, archive="archive.json")
