@@ -5,20 +5,24 @@ Owns what a configured column is wired to. Which custodians, store and trail the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from backupd import logs
 from backupd.audit.records import Operation
-from backupd.errors import ConfigError
+from backupd.errors import BackupdError, ConfigError
 from backupd.postgres.session import Dsn
 from backupd.redact import printable
 from backupd.service import Service
 
 if TYPE_CHECKING:  # as in the service, an operation's room is imported by the method that runs it
-    from backupd.rotation import Moved, Pace, Report, SecretColumn
+    from backupd.rotation import Moved, Pace, Report, SecretColumn, Sharing
     from backupd.rotation.encrypt import Stage as EncryptStage
     from backupd.rotation.rotate import Stage as RotateStage
     from backupd.rotation.status import Status
+
+log = logs.get(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,22 +100,45 @@ class ColumnService:
 
         with self.service.recorded(Operation.COLUMNS, name):
             column, dsn = self.column(name, wanted), self._writer(name)
+            sharing = self._sharing(column)
         if stage is None:
-            return rotate.plan(column, dsn, key_id, self.service.trail)
-        return rotate.rotate(column, dsn, key_id, stage, self.service.trail, pace, moved)
+            return rotate.plan(column, dsn, key_id, self.service.trail, sharing)
+        return rotate.rotate(column, dsn, key_id, stage, self.service.trail, pace, moved, sharing)
 
     def retire(self, name: str, wanted: str | None, key_id: str, *, apply: bool) -> Report:
         """Move a column's key that nothing names any more from the keyring to the archive."""
-        from backupd.rotation import keyrings
         from backupd.rotation.retire import retire
 
         with self.service.recorded(Operation.COLUMNS, name):
             column = self.column(name, wanted)
-            everywhere = [each for source in self.service.config.sources for each in self.columns(source)]
-            sharing = [each for each in everywhere if keyrings.one_place(each.keys, column.keys)]
-            dsns = {each.source: self._closest(each.source) for each in sharing}
+            all_of_it = self._with_the_keyring_of(column)
+            dsns = {each.source: self._closest(each.source) for each in all_of_it}
             catalog = self.service.catalog
-        return retire(column, key_id, sharing, dsns, catalog, self.service.trail, apply=apply)
+        return retire(column, key_id, all_of_it, dsns, catalog, self.service.trail, apply=apply)
+
+    def _with_the_keyring_of(self, column: SecretColumn) -> list[SecretColumn]:
+        """The columns of all sources that have this one's keyring, itself too."""
+        from backupd.rotation import keyrings
+
+        everywhere = [each for source in self.service.config.sources for each in self.columns(source)]
+        return [each for each in everywhere if keyrings.one_place(each.keys, column.keys)]
+
+    def _sharing(self, column: SecretColumn) -> Sharing:
+        """For a new key: where there is no store at hand, a rotation that is urgent does without the backups."""
+        from backupd.rotation import Sharing
+        from backupd.rotation.retire import naming_key
+
+        all_of_it = self._with_the_keyring_of(column)
+
+        def backups(key_id: str) -> Sequence[str]:
+            try:
+                return naming_key(self.service.catalog, all_of_it, key_id)[0]
+            except BackupdError as error:
+                log.warning("no backup could be asked whether it names the key", key_id=key_id, reason=error.message)
+                return ()
+
+        others = [each for each in all_of_it if (each.source, each.name) != (column.source, column.name)]
+        return Sharing([(each, self._closest(each.source)) for each in others], backups)
 
     def _closest(self, name: str) -> Dsn:
         """Where a source's columns are written, if that is said; where it is read may be a standby, which is behind."""

@@ -371,6 +371,7 @@ class Service:
                     parameters=Parameters(each.digits, each.period, Algorithm(each.algorithm.lower())),
                     archive=self.custodian(each.archive) if each.archive else None,
                     canary=Canary(each.canary.id, self.custodian(each.canary.secret)) if each.canary else None,
+                    former=each.former.column if each.former else None,
                 )
                 for each in source.totp
             ),

@@ -91,6 +91,13 @@ def _aged(parts: Parts, source: str, column: Totp, now: datetime, area: str) -> 
             'add it to the keyring: "created": {"ID": "YYYY-MM-DD"}',
         )
         return
+    if age.days < 0:
+        yield problem(
+            area,
+            f"the keyring says that the current key {age.key_id} of {where} was made on a day that has not come",
+            "correct `created`, and look at this host's clock",
+        )
+        return
     text = f"the current key {age.key_id} of {where} is {'at least ' if age.at_least else ''}{age.days} days old"
     if age.days > column.rotate_days:
         hint = f"rotate it: `backupd columns rotate {source} --to NEW-ID`"

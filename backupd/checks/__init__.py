@@ -56,6 +56,7 @@ class TotpColumn:
 
     `enrolled` is a boolean column; None means that every row with a value is enrolled. `keys` is the custodian of the
     column's own keys, which must open no backup; `archive` that of the keys which were retired since the backup was made.
+    `former` is the column that its values are moved from, while they are.
     """
 
     table: str
@@ -67,6 +68,7 @@ class TotpColumn:
     parameters: Parameters = STANDARD
     canary: Canary | None = None
     archive: Custodian | None = None
+    former: str | None = None
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ happens in one transaction that is rolled back, pgcrypto's installation included
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,15 @@ class Reader:
     column: TotpColumn
     cipher: Cipher
     _query: sql.Composed
+    _waiting: sql.Composed | None
+
+    def waiting(self) -> int:
+        """How many values the former column still holds, where one is configured and there. Raises SourceError."""
+        if self._waiting is None:
+            return 0
+        with translated(f"count what is still to be moved to {printable(self.column.name)}"):
+            [(number,)] = self.connection.execute(self._waiting).fetchall()
+        return int(number)
 
     def rows(self) -> Iterator[Row]:
         """Every row. Raises SourceError."""
@@ -62,14 +71,19 @@ def opened(connection: Connection, column: TotpColumn) -> Iterator[Reader]:
     """
     keys = column.fetch_keys()
     with connection.transaction(force_rollback=True):
-        query = _query(connection, column)
+        name = _table(connection, column.table)
+        types = dict(_columns(connection, name))
+        query = _query(name, types, column)
+        waiting = None
+        if column.former in types:
+            waiting = sql.SQL("SELECT count(*) FROM {} WHERE {} IS NOT NULL").format(
+                sql.SQL(name), sql.Identifier(column.former)
+            )
         decrypt = pgcrypto.opener(connection) if column.cipher == "pgcrypto" else None
-        yield Reader(connection, column, ciphers.open_cipher(column.cipher, keys, decrypt), query)
+        yield Reader(connection, column, ciphers.open_cipher(column.cipher, keys, decrypt), query, waiting)
 
 
-def _query(connection: Connection, column: TotpColumn) -> sql.Composed:
-    name = _table(connection, column.table)
-    types = dict(_columns(connection, name))
+def _query(name: str, types: Mapping[str, str], column: TotpColumn) -> sql.Composed:
     for wanted in filter(None, (column.id_column, column.column, column.enrolled)):
         if wanted not in types:
             message = f"the restored table {printable(name)} has no column {printable(wanted)}"

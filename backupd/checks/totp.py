@@ -35,6 +35,7 @@ class _Seen:
     failures: dict[str, list[str]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     canary: Secret | None = None
+    waiting: int = 0  # in the former column
     archived: tuple[str, ...] = ()  # of the keys that opened values, those that the archive alone has
 
     def fail(self, what: str, row_id: str) -> None:
@@ -74,6 +75,8 @@ class Totp:
             wrong, unsure = _canary(column, seen)
             problems += wrong
             doubts += unsure
+            if seen.waiting:
+                doubts.append(f"{column.name}: {seen.waiting} values are still in its former column, and nobody looked at them")
             if not seen.enrolled:
                 doubts.append(f"{column.name} has no enrolled row, which proves nothing")
         doubts += _unconfigured(drilled)
@@ -115,6 +118,7 @@ def in_clear(value: bytes) -> bool:
 def _look(drilled: Drilled, column: TotpColumn) -> _Seen:
     seen = _Seen()
     with opened(drilled.connection, column) as reader:
+        seen.waiting = reader.waiting()
         for row in reader.rows():
             seen.values += row.value is not None
             seen.enrolled += row.enrolled

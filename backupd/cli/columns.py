@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,11 +31,22 @@ def command() -> None:
     """
 
 
+def _finite(_: click.Context, __: click.Parameter, value: float) -> float:
+    if math.isnan(value):  # which compares with no bound of a range
+        raise click.BadParameter("nan is no number of seconds")
+    return value
+
+
 def _work(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of what changes a column."""
     for option in (
         click.option(
-            "--pause", type=click.FloatRange(0, 3600), default=0.0, show_default=True, help="Seconds between batches."
+            "--pause",
+            type=click.FloatRange(0, 3600),
+            default=0.0,
+            show_default=True,
+            callback=_finite,
+            help="Seconds between batches.",
         ),
         click.option(
             "--batch", type=click.IntRange(1, 100_000), default=500, show_default=True, help="Rows in one transaction."

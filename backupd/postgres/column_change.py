@@ -84,7 +84,7 @@ def _patiently(connection: Connection, table: Table, statement: sql.Composed) ->
             if attempt == TRIES:
                 raise BackupdError(
                     f"{printable(table.name)} was locked at each of {TRIES} tries: {shown} was not done",
-                    "end the transactions that have been open for long (pg_stat_activity), and run it again",
+                    "end the transactions that have been open for long (pg_stat_activity, pg_prepared_xacts), and run it again",
                 ) from error
             time.sleep(_PAUSE_S * attempt)
         except psycopg.errors.DependentObjectsStillExist as error:

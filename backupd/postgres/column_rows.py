@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psycopg
 from psycopg import sql
@@ -30,7 +30,8 @@ _RIGHTS = "GRANT SELECT, UPDATE ON the table TO the role in columns_dsn"
 
 _CONTENTION = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 # What concerns no row: the connection, the server's disk and memory, a cancelled statement, the server's own files.
-_OF_THE_SERVER = ("08", "53", "57", "58")
+_OF_THE_SERVER = ("08", "25P03", "53", "57", "58")
+_IDLE_S = 60  # in the middle of a batch: whoever is stopped or cut off there keeps rows locked, and nobody can log in
 
 
 class _Changed(Exception):
@@ -52,6 +53,16 @@ class Table:
         """The column's value as bytes, whatever text or bytea it is."""
         name = sql.Identifier(column)
         return name if self.columns[column] == "bytea" else sql.SQL("convert_to({}::text, 'UTF8')").format(name)
+
+    def beside_parameters(self) -> Table:
+        """With the names as they are written in a statement that has parameters, where % begins one."""
+        return replace(
+            self,
+            name=_doubled(self.name),
+            id_column=_doubled(self.id_column),
+            id_type=_doubled(self.id_type),
+            columns={_doubled(name): kind for name, kind in self.columns.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +101,7 @@ def connect(dsn: Dsn) -> Connection:
         with translated("prepare the session"):
             _set(connection, "row_security", "off")
             _set(connection, "lock_timeout", f"{LOCK_TIMEOUT_S}s")
+            _set(connection, "idle_in_transaction_session_timeout", f"{_IDLE_S}s")
             _set(connection, "default_transaction_isolation", "read committed")
             _set(connection, "standard_conforming_strings", "on")  # psycopg writes bytes so that they need it
         session.refuse_pooler(connection)
@@ -220,11 +232,11 @@ def swap(connection: Connection, table: Table, column: str, into: str, swaps: Se
     """Replace the values that are still what was seen. Where `into` is another column, `column` becomes NULL with it.
 
     A row in which `into` held something by then is left alone, unless it was seen to hold the very thing: then `column` alone
-    is emptied. A row in which a trigger puts something else is left as it was, and refused.
+    is emptied. A row in which a trigger puts something else is left as it was, and refused. Without any swap the server is only
+    asked whether it would do it.
+
     Raises SourceDenied, SourceUnreachable, SourceFull and SourceError: then what earlier calls did stays done.
     """
-    if not swaps:
-        return Swapped(0)
     with translated(f"write to {printable(table.name)}", _RIGHTS):
         for _ in range(_TRIES - 1):
             with suppress(psycopg.errors.LockNotAvailable):
@@ -267,6 +279,7 @@ def _require_of_a_row(error: _Changed | psycopg.Error) -> None:
 
 def _swap(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> int:
     """How many rows were replaced, in one transaction. Raises _Changed when one of them holds something else now."""
+    seen, table, column, into = (table, column, into), table.beside_parameters(), _doubled(column), _doubled(into)
     source, target = sql.Identifier(column), sql.Identifier(into)
     change: sql.Composable
     there: sql.Composable
@@ -303,12 +316,13 @@ def _swap(connection: Connection, table: Table, column: str, into: str, swaps: S
         if places:
             # The triggers that wait for the commit have to have done their work before it is looked at.
             connection.execute("SET CONSTRAINTS ALL IMMEDIATE")
-            _require_there(connection, table, column, into, [swaps[place - 1] for place in set(places)])
+            _require_there(connection, *seen, [swaps[place - 1] for place in set(places)])
     return len(places)
 
 
 def _require_there(connection: Connection, table: Table, column: str, into: str, swaps: Sequence[Swap]) -> None:
     """Raise _Changed unless each row holds its new value, and nothing is left in the column that it was taken from."""
+    table, column, into = table.beside_parameters(), _doubled(column), _doubled(into)
     emptied = sql.SQL("true") if into == column else sql.SQL("t.{} IS NULL").format(sql.Identifier(column))
     query = sql.SQL(
         "SELECT count(*) FROM unnest(%s::text[], %s::bytea[]) AS s(id, new) WHERE NOT EXISTS (SELECT FROM {table} AS t"
@@ -333,6 +347,10 @@ def _wanted(table: Table, column: str, but: bytes) -> sql.Composable:
         return wanted
     begins = sql.SQL("substring({} FROM 1 FOR {})").format(table.bytes_of(column), sql.Literal(len(but)))
     return sql.SQL("{} AND {} <> {}").format(wanted, begins, sql.Literal(but))
+
+
+def _doubled(name: str) -> str:
+    return name.replace("%", "%%")
 
 
 def _digest(value: bytes) -> bytes:

@@ -17,7 +17,7 @@ _MEANINGS: tuple[tuple[str, type[BackupdError], str], ...] = (
     (
         "(lock|statement) timeout",
         SourceError,
-        "someone holds a lock on a table (a migration?): try again later, or raise the lock timeout",
+        "someone holds a lock on a table (a migration?): try again later, or raise lock_timeout_s of the source",
     ),
     ("row-level security", SourceDenied, "ALTER ROLE … BYPASSRLS"),
     (

@@ -232,13 +232,13 @@ def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -
         return SourceError(message, "someone cancelled the session: try again")
     if state == "22021":
         return SourceError(message, "a name or value is not UTF-8, as SQL_ASCII lets in: rename or convert it")
-    if state.startswith(("08", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
+    if state.startswith(("08", "25P03", "57P")) or (not state and isinstance(error, psycopg.OperationalError)):
         return SourceUnreachable(message, "the connection was lost: see the server's log, and try again")
     return SourceError(message)
 
 
 _RETRY_STANDBY = "try again; on a standby, raise max_standby_streaming_delay or set hot_standby_feedback = on"
-_RETRY_LOCK = "someone holds a lock on a table (a migration?): try again later, or raise the lock timeout"
+_RETRY_LOCK = "someone holds a lock on a table (a migration?): try again later; backups wait for lock_timeout_s of their source"
 
 # What libpq and the server say when a connection fails. There is no SQLSTATE to go by before a session exists. The first
 # that fits counts; a server that speaks another language falls through to the last resort, which shows its own words.

@@ -15,12 +15,13 @@ recorded in the trail, with counts and key ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from backupd.custody import Custodian
 from backupd.errors import BackupdError
+from backupd.postgres.session import Dsn
 from backupd.redact import printable
 
 SHOWN = 20  # rows that are named one by one
@@ -53,6 +54,22 @@ class SecretColumn:
     @property
     def name(self) -> str:
         return f"{self.table}.{self.column}"
+
+
+def _none(_: str) -> Sequence[str]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """Who else hangs on a column's keyring: the other columns that have it, of all sources, each with its server's address, and
+    the ids of the backups that name a key, as far as they can be read."""
+
+    others: Sequence[tuple[SecretColumn, Dsn]] = ()
+    backups: Callable[[str], Sequence[str]] = _none
+
+
+NOBODY_ELSE = Sharing()
 
 
 @dataclass(frozen=True, slots=True)

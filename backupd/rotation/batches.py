@@ -81,7 +81,7 @@ class Rewriting:
                 where = printable(self.table.name)
                 raise SourceError(
                     f"{tried} rows of {where} cannot be written: they are locked, or a trigger keeps them so",
-                    "end the transactions that have been open for long (pg_stat_activity), and run it again",
+                    "end the transactions that have been open for long (pg_stat_activity, pg_prepared_xacts), and run it again",
                 )
             time.sleep(STALL_S)
         raise SourceError(

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 
 from backupd.columns import Cell, ColumnError
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.forms import Form, form_of
 from backupd.errors import ConfigError, SourceError
-from backupd.postgres import column_rows
+from backupd.postgres import column_rows, column_state
 from backupd.postgres.column_rows import Row, Swap, Table
-from backupd.postgres.session import Connection
+from backupd.postgres.session import Connection, Dsn
 from backupd.redact import printable
 from backupd.rotation import SecretColumn
+
+
+@contextmanager
+def primary(dsn: Dsn) -> Iterator[Connection]:
+    """A session for rewriting rows. Raises Refused on a standby, and as `column_rows.connect` does."""
+    with closing(column_rows.connect(dsn)) as connection:
+        column_state.require_primary(connection)
+        yield connection
 
 
 def cell(column: SecretColumn, row_id: str) -> Cell:
@@ -49,7 +58,7 @@ def require_writable(connection: Connection, table: Table, column: SecretColumn)
 
     Raises SourceDenied, and SourceError for a policy that hides rows, a rule, or a lock.
     """
-    rows = column_rows.batch(connection, table, column.column, column.column, but=b"", after=None, limit=1)
+    rows = column_rows.batch(connection, table, column.column, column.column, but=b"", after=None, limit=1)  # or none at all
     # What was seen is not what is there, so the row stays as it is.
     swaps = [Swap(Row(row.row_id, row.value + b"?"), None) for row in rows]
     try:

@@ -13,7 +13,7 @@ version of the application meets a value of a form that it does not know. What a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -73,7 +73,7 @@ def plan(column: SecretColumn, dsn: Dsn, trail: Trail) -> Report:
     former = _former(column)
     with (
         trail.recording(Operation.COLUMNS, source=column.source, action="encrypt", column=column.name, stage="plan"),
-        closing(column_rows.connect(dsn)) as connection,
+        cells.primary(dsn) as connection,
     ):
         table = column_rows.find(connection, column.table, column.id_column)
         if former.column not in table.columns:
@@ -104,7 +104,7 @@ def encrypt(
     with trail.recording(Operation.COLUMNS, source=column.source, **details) as run:
         if stage is Stage.ROWS:
             return _rows(column, former, dsn, run, pace, opening, moved)
-        with closing(column_rows.connect(dsn)) as connection:
+        with cells.primary(dsn) as connection:
             table = column_rows.find(connection, column.table, column.id_column)
             with column_rows.exclusive(connection, table, column.column):
                 if stage is Stage.COLUMN:
@@ -119,7 +119,7 @@ def encrypt(
 
 def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, opening: Opening, moved: Moved) -> Report:
     with (
-        closing(column_rows.connect(dsn)) as connection,
+        cells.primary(dsn) as connection,
         _opened(former, opening) as source,
     ):
         table = cells.table(connection, column)

@@ -7,7 +7,7 @@ keyring alone. So a key that a row still names stays, whatever the archive: its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from backupd.audit.records import Operation
@@ -51,15 +51,15 @@ def retire(
         if key_id == kept.keyring.current:
             raise Refused(f"{key_id!r} is the keyring's current key", "rotate to another one first: `backupd columns rotate`")
         for each in places:
-            each.require_unused(key_id)
-        naming, unread = _backups(catalog, sharing, key_id)
+            each.require_unused(key_id, kept.keyring.current)
+        naming, unread = naming_key(catalog, sharing, key_id)
         run.note(backups_naming_it=len(naming), backups_not_read=unread)
         archives = _archives(column, sharing, key_id, naming, unread)
         if not any(key_id in each.keyring.keys for each in (kept, *archives)):
             raise ConfigError(f"there is no key {key_id!r} in the keyring, nor in the archive", "see `backupd columns status`")
         if apply:
             for each in places:  # the store may have taken its time
-                each.require_unused(key_id)
+                each.require_unused(key_id, kept.keyring.current)
             _move(kept, archives, key_id)
     figures = {"backups_naming_it": len(naming), "backups_not_read": unread}
     following = "keep the archive for as long as the oldest backup lives" if apply else "--apply"
@@ -74,7 +74,7 @@ class _Place:
     table: Table
     column: SecretColumn
 
-    def require_unused(self, key_id: str) -> None:
+    def require_unused(self, key_id: str, current: str) -> None:
         """Raises Refused while a row names the key, one too that is being written now; Busy when that does not end."""
         column_state.wait_for_writers(self.connection, self.table)
         found = counts(self.connection, self.table, self.column.column)
@@ -82,7 +82,7 @@ class _Place:
         if rows:
             raise Refused(
                 f"{rows} row{'s'[: rows > 1]} of {printable(self.column.name)} name the key {key_id!r}",
-                f"rewrite them first: `backupd columns rotate {self.column.source}`",
+                f"rewrite them first: `backupd columns rotate {self.column.source} --to {current} --stage rows --apply`",
             )
 
 
@@ -93,8 +93,7 @@ def _held(held: ExitStack, columns: Sequence[SecretColumn], dsns: Mapping[str, D
     for column in sorted(columns, key=lambda each: (each.name, each.source)):
         dsn = dsns[column.source]
         if dsn not in sessions:
-            sessions[dsn] = held.enter_context(closing(column_rows.connect(dsn)))
-            column_state.require_primary(sessions[dsn])
+            sessions[dsn] = held.enter_context(cells.primary(dsn))
         place = _Place(sessions[dsn], cells.table(sessions[dsn], column), column)
         if not any(
             each.table.oid == place.table.oid
@@ -132,7 +131,7 @@ def _move(kept: Kept, archives: Sequence[Kept], key_id: str) -> None:
         raise
 
 
-def _backups(catalog: Catalog, sharing: Sequence[SecretColumn], key_id: str) -> tuple[list[str], int]:
+def naming_key(catalog: Catalog, sharing: Sequence[SecretColumn], key_id: str) -> tuple[list[str], int]:
     """The living backups whose manifests name the key, and how many there are whose manifest cannot be read."""
     columns = {(each.source, each.table, each.column) for each in sharing}
     naming, unread = [], 0

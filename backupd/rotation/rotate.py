@@ -12,7 +12,7 @@ Applications that fetch the keyring anew when they meet an unknown key need noth
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -27,7 +27,7 @@ from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row, Table
 from backupd.postgres.session import Connection, Dsn
 from backupd.redact import printable
-from backupd.rotation import Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
+from backupd.rotation import NOBODY_ELSE, Moved, Pace, Report, RowsLeft, SecretColumn, Sharing, cells, keyrings
 from backupd.rotation.batches import Rewriting
 from backupd.rotation.keyrings import Both, Kept
 from backupd.rotation.watch import Watched
@@ -46,17 +46,21 @@ _SAMPLE = 100  # rows that are opened before anything is done
 _FETCH = "let every application fetch the keyring anew (one that fetches it at its start alone: start it anew)"
 
 
-def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail) -> Report:
-    """What is to be done next for the column to be under `key_id`, and how many rows are under another key. Changes nothing."""
+def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail, sharing: Sharing = NOBODY_ELSE) -> Report:
+    """What is to be done next for the column to be under `key_id`, and how many rows are under another key. Changes nothing.
+
+    Raises what the stage that is next would.
+    """
     _require(column, key_id)
-    with trail.recording(
-        Operation.COLUMNS, source=column.source, action="rotate", column=column.name, stage="plan", key_id=key_id
-    ):
-        keyring = keyrings.fetched(column.keys).keyring
-        with closing(column_rows.connect(dsn)) as connection:
-            table = cells.table(connection, column)
-            rows = column_rows.count(connection, table, column.column, but=aes_gcm.head(key_id))
-    stage = _due(keyring, key_id)
+    details = {"action": "rotate", "column": column.name, "stage": "plan", "key_id": key_id}
+    with trail.recording(Operation.COLUMNS, source=column.source, **details), cells.primary(dsn) as connection:
+        both = keyrings.both(column)
+        keyring = both.kept.keyring
+        place = _Place(connection, cells.table(connection, column), column)
+        stage = _due(keyring, key_id)
+        if stage is Stage.ADD:
+            _require_free(place, both, key_id, sharing)
+        rows = column_rows.count(connection, place.table, column.column, but=aes_gcm.head(key_id))
     figures = {"rows_under_other_keys": rows}
     if stage is Stage.ROWS and not rows:
         return Report(column, "rotate", "done", False, figures, key_id=key_id, next=_retire(keyring))
@@ -64,9 +68,18 @@ def plan(column: SecretColumn, dsn: Dsn, key_id: str, trail: Trail) -> Report:
 
 
 def rotate(
-    column: SecretColumn, dsn: Dsn, key_id: str, stage: Stage, trail: Trail, pace: Pace, moved: Moved = lambda _: None
+    column: SecretColumn,
+    dsn: Dsn,
+    key_id: str,
+    stage: Stage,
+    trail: Trail,
+    pace: Pace,
+    moved: Moved = lambda _: None,
+    sharing: Sharing = NOBODY_ELSE,
 ) -> Report:
     """One stage, or all. The keyring is read when nobody else works on the column, and changed when its table lets us work.
+
+    A new key is added for all that `sharing` names: its id is used nowhere there, and it goes into each of their archives.
 
     Raises RowsLeft when rows could not be rewritten, ConfigError for a stage whose turn it is not, Refused for an id that was
     used, SecretChanged and CustodyError of the keyring's place, Tampered, Busy, SourceError.
@@ -75,15 +88,15 @@ def rotate(
     details = {"action": "rotate", "column": column.name, "stage": stage.value, "key_id": key_id}
     with (
         trail.recording(Operation.COLUMNS, source=column.source, **details) as run,
-        closing(column_rows.connect(dsn)) as connection,
+        cells.primary(dsn) as connection,
     ):
         place = _Place(connection, cells.table(connection, column), column)
         with column_rows.exclusive(connection, place.table, column.column):
             cells.require_writable(connection, place.table, column)
             both = keyrings.both(column)
             if stage in (Stage.ADD, Stage.ALL):
-                both = _add(place, both, key_id)
-            both = _secured(place, both, key_id)
+                both = _add(place, both, key_id, sharing)
+            both = _secured(place, both, key_id, sharing)
             if stage in (Stage.PROMOTE, Stage.ALL):
                 both = replace(both, kept=_promote(both.kept, key_id))
             if both.archive is not None:
@@ -108,23 +121,51 @@ class _Place:
         return column_rows.rows(self.connection, self.table, self.column.column, head, limit)
 
 
-def _add(place: _Place, both: Both, key_id: str) -> Both:
-    kept = both.kept
-    if key_id in kept.keyring.keys:
-        return both
-    if key_id in kept.keyring.retired:
+def _require_free(place: _Place, both: Both, key_id: str, sharing: Sharing) -> None:
+    """Raise unless nobody knows a key of this id, which the keyring has not: a second one would lock people out."""
+    if key_id in both.kept.keyring.retired:
         raise ConfigError(f"the key {key_id!r} was retired", "choose a new id: an id stands for one key, for ever")
-    if both.archive is not None and key_id in both.archive.keyring.keys:
+    if any(key_id in archive.keyring.keys for archive in _archives(both, sharing)):
         raise Refused(
             f"the keyring has no key {key_id!r}, and the archive has one: another of that id would lock people out",
             "if an older keyring was put back, put back the newer one; or choose a new id: the archive's key reads the rows",
         )
-    if any(True for _ in place.under(key_id, 1)):
+    with ExitStack() as held:
+        places = [place]
+        for column, dsn in sharing.others:
+            connection = held.enter_context(cells.primary(dsn))
+            table = column_rows.find(connection, column.table, column.id_column)
+            if column.column in table.columns:  # else it is still to be added
+                places.append(_Place(connection, table, column))
+        for each in places:
+            if any(True for _ in each.under(key_id, 1)):
+                raise Refused(
+                    f"rows of {printable(each.column.name)} name a key {key_id!r} that the keyring has not:"
+                    " another of that id would lock their owners out",
+                    "find the keyring that has it (an older one was put back, or there are two), or choose a new id",
+                )
+    if backups := sharing.backups(key_id):
         raise Refused(
-            f"rows of {printable(place.column.name)} name a key {key_id!r} that the keyring has not:"
-            " another of that id would lock their owners out",
-            "find the keyring that has it (an older one was put back, or there are two), or choose a new id",
+            f"the keyring has no key {key_id!r}, and backups name one, the newest {max(backups)}:"
+            " with another of that id nobody could read what they hold",
+            "if an older keyring was put back, put back the newer one; or choose a new id",
         )
+
+
+def _archives(both: Both, sharing: Sharing) -> list[Kept]:
+    """Of this column and of the others, each once."""
+    found = [both.archive] if both.archive is not None else []
+    for column, _ in sharing.others:
+        if column.archive is not None and not any(keyrings.one_place(column.archive, each.custodian) for each in found):
+            found.append(keyrings.archive(column, column.archive))
+    return found
+
+
+def _add(place: _Place, both: Both, key_id: str, sharing: Sharing) -> Both:
+    kept = both.kept
+    if key_id in kept.keyring.keys:
+        return both
+    _require_free(place, both, key_id, sharing)
     fresh = Keyring.generate(key_id, datetime.now(UTC).date())
     added = kept.replace(
         kept.keyring.joined(fresh),
@@ -134,16 +175,18 @@ def _add(place: _Place, both: Both, key_id: str) -> Both:
     return replace(both, kept=added)
 
 
-def _secured(place: _Place, both: Both, key_id: str) -> Both:
-    """The key is in the archive too before a row is written under it, and opens what names it. Raises Tampered."""
+def _secured(place: _Place, both: Both, key_id: str, sharing: Sharing) -> Both:
+    """The key is in the archives too before a row is written under it, and opens what names it. Raises Tampered."""
     if key_id not in both.kept.keyring.keys:
         return both
+    archives = [keyrings.archived(each, both.kept.keyring, key_id) for each in _archives(both, sharing)]
     if both.archive is not None:
-        both = replace(both, archive=keyrings.archived(both.archive, both.kept.keyring, key_id))
+        both = replace(both, archive=archives[0])
     rows = list(place.under(key_id, _SAMPLE))
     if rows and len(list(cells.closed(place.column, AesGcm(both.reading), rows))) == len(rows):
         raise Tampered(
-            f"rows of {printable(place.column.name)} name the key {key_id!r}, and the keyring's key of that id opens none",
+            f"rows of {printable(place.column.name)} name the key {key_id!r}, and the keyring's key of that id opens none"
+            f" of the {len(rows)} that were tried",
             "nothing was written. Find the keyring that they were written with: there are two keys of one id",
         )
     return both

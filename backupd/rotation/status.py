@@ -55,8 +55,8 @@ class Status:
 
     @property
     def foreign(self) -> int:
-        """Rows of the encrypted column that another cipher wrote: its application cannot read them."""
-        known = {Form(self.column.cipher), Form.EMPTY, *HAZARDS}
+        """Rows of the encrypted column that another cipher wrote, or that are empty: its application cannot read them."""
+        known = {Form(self.column.cipher), *HAZARDS}
         return sum(each.rows for each in self.counts if each.column == self.column.column and each.form not in known)
 
     @property

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from backupd.columns import KeysUnusable
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
-from backupd.errors import BackupdError, SecretChanged
+from backupd.errors import BackupdError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 from backupd.rotation import SecretColumn, keyrings
 from backupd.rotation.keyrings import Both
@@ -47,8 +48,15 @@ class Watched:
         return self.cipher
 
     def look(self) -> None:
-        """Raises SecretChanged when the key is gone, another one, or not the current one; and as custodians do."""
-        both = keyrings.both(self.column)
+        """Raises SecretChanged when the key is gone, another one, or not the current one, and when nobody can say."""
+        try:
+            both = keyrings.both(self.column)
+            reading = both.reading
+        except (SecretUnavailable, KeysUnusable) as error:
+            raise SecretChanged(
+                f"while rows were rewritten: {error.message}",
+                f"rows are under the key {self.key_id!r} by now: let a keyring with it be read again, then run the stage again",
+            ) from error
         keyring = both.kept.keyring
         if keyring.keys.get(self.key_id) != self.key:
             raise SecretChanged(
@@ -59,14 +67,15 @@ class Watched:
         if keyring.current != self.key_id:
             raise SecretChanged(
                 f"{self.key_id!r} is not the keyring's current key any more: somebody made it {keyring.current!r}",
-                f"nothing is lost; bring the rows under that one: `backupd columns rotate {self.column.source}`",
+                "nothing is lost; bring the rows under that one:"
+                f" `backupd columns rotate {self.column.source} --to {keyring.current} --stage rows --apply`",
             )
         if both.archive is not None and both.archive.keyring.keys.get(self.key_id) != self.key:
             raise SecretChanged(
                 f"the archive was replaced while rows were rewritten: it has not the key {self.key_id!r}",
                 "nothing is lost, the keyring has it; look who replaced the archive, and run the stage again",
             )
-        self.cipher = AesGcm(both.reading)
+        self.cipher = AesGcm(reading)
         self._looked = time.monotonic()
 
     def _way_out(self, both: Both) -> str:

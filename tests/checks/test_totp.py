@@ -46,6 +46,19 @@ def test_all_three_ciphers_pass_with_their_own_keys(untouched: Clinic, steady: C
     }
 
 
+def test_a_column_that_is_half_moved_is_not_verified(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
+    """What is not moved yet is under the former cipher, and nobody opened it."""
+    clinic.execute("ALTER TABLE users ADD former text")
+    column = replace(clinic.users, former="former")
+    assert run(CHECK, drilled(clinic, connection, sealed, column)).outcome is Outcome.PASS
+    clinic.execute("UPDATE users SET former = 'gAAAAA' WHERE id IN (1, 2)")
+    finding = run(CHECK, drilled(clinic, connection, sealed, column))
+    assert finding.outcome is Outcome.COULD_NOT_VERIFY
+    assert finding.detail == "users.totp_secret: 2 values are still in its former column, and nobody looked at them"
+    clinic.execute("ALTER TABLE users DROP former")
+    assert run(CHECK, drilled(clinic, connection, sealed, column)).outcome is Outcome.PASS
+
+
 def test_the_finding_holds_no_seed(clinic: Clinic, connection: Connection, sealed: Sealed) -> None:
     clinic.execute("UPDATE users SET totp_secret = convert_to(%s, 'UTF8') WHERE id = 3", (clinic.seeds[3],))
     shown = str(run(CHECK, drilled(clinic, connection, sealed, clinic.users)))

@@ -254,12 +254,16 @@ def test_check_sounds_the_alarm_when_a_key_is_too_old(clinic: Installation) -> N
     [line] = lines()
     assert line.startswith("problem: the current key")
     assert "and 365 are allowed" in line
+    keep(clinic.custody / "keyring.json", json.dumps(kept | {"created": {KEY_ID: "2999-01-01"}}).encode())
+    [line] = lines()
+    assert line.endswith(f"the current key {KEY_ID} of users.totp_secret was made on a day that has not come")
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
         (("rotate", SOURCE, "--to", NEW, "--apply"), 2, "--apply needs a --stage"),
+        (("rotate", SOURCE, "--to", NEW, "--pause", "nan"), 2, "nan is no number of seconds"),
         (("rotate", SOURCE, "--to", NEW, "--column", "users.name"), 2, "has no column users.name"),
         (("rotate", "nobody", "--to", NEW), 2, "no source is called 'nobody'"),
         (("rotate", SOURCE, "--to", "a key", "--stage", "add", "--apply"), 2, "not the id of a key"),

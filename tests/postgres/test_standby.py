@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -12,10 +12,11 @@ import pytest
 from backupd.errors import Busy, Refused
 from backupd.manifest import Level, Source
 from backupd.pipeline import run
-from backupd.postgres import archive, column_rows, column_state, dump, expectations
+from backupd.postgres import archive, dump, expectations
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
 from backupd.postgres.snapshot import Snapshot
+from backupd.rotation import cells
 from tests.parts.ports import claim_port, release_port
 from tests.parts.postgres import MakePostgres, PostgresServer
 from tests.parts.process import ServerProcess, as_user, clean_environment, short_directory, unprivileged_user
@@ -90,8 +91,8 @@ def test_a_standby_gives_the_same_backup_as_its_primary(make_postgres: MakePostg
             source = Source("clinic", database, snapshot.server.system_identifier, snapshot.server.version)
             with pytest.raises(Refused, match="the source itself"):
                 archive.require_not_source(snapshot.server, source)
-        with closing(column_rows.connect(dsn)) as connection, pytest.raises(Refused, match="is a standby"):
-            column_state.require_primary(connection)  # where keys are retired
+        with pytest.raises(Refused, match="is a standby"), cells.primary(dsn):
+            pass  # where a column's values and keys are changed
         target = primary.create_database("restored")
         restored = Dsn.parse(primary.dsn(target))
         run(archive.restore(programs[17], restored, single_transaction=True), archived, timeout_s=TIMEOUT_S)

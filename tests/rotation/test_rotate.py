@@ -29,7 +29,7 @@ from backupd.errors import (
     SourceUnreachable,
 )
 from backupd.postgres import column_rows
-from backupd.postgres.session import Connection
+from backupd.postgres.session import Connection, translated
 from backupd.redact import Secret
 from backupd.rotation import Pace, Report, RowsLeft
 from backupd.rotation.rotate import Stage, plan, rotate
@@ -460,6 +460,32 @@ def test_a_role_whose_strings_are_of_the_old_kind_is_no_hindrance(due: Clinic) -
     due.database.execute("UPDATE users SET totp_sealed = NULL WHERE id = 1")
     assert turn(due, Stage.ROWS).figures["rows_rewritten"] == USERS - 1
     assert plan(due.column(), due.writer, NEW, due.trail).stage == "done"
+
+
+def test_a_percent_sign_in_a_name_begins_no_parameter(sealed: Clinic) -> None:
+    sealed.database.execute('ALTER TABLE users RENAME TO "100%s"')
+    sealed.database.execute('ALTER TABLE "100%s" RENAME totp_sealed TO "totp%"')
+    sealed.database.execute('ALTER TABLE "100%s" RENAME id TO "%(id)s"')
+    table = '"100%s"'
+    for number in EVERYONE:
+        value = AesGcm(sealed.keyring).encrypt(Cell(table, "totp%", str(number)), Secret(seed(number)))
+        with sealed.database.connect() as connection:
+            connection.execute(b'UPDATE "100%%s" SET "totp%%" = %s WHERE "%%(id)s" = %s', (value, number))
+    column = dataclasses.replace(sealed.column(column="totp%"), table=table, id_column="%(id)s")
+    report = rotate(column, sealed.writer, NEW, Stage.ALL, sealed.trail, PACE)
+    assert report.figures == {"rows_rewritten": USERS, "overtaken": 0}
+
+
+def test_a_session_that_stops_in_the_middle_of_a_batch_does_not_keep_its_rows_for_ever(due: Clinic) -> None:
+    """It is stopped, or cut off, between UPDATE and COMMIT: then nobody whose row it has could log in."""
+    with closing(column_rows.connect(due.writer)) as connection:
+        assert connection.execute("SHOW idle_in_transaction_session_timeout").fetchall() == [("1min",)]
+        connection.execute("SET idle_in_transaction_session_timeout = '50ms'")
+        connection.execute("BEGIN")
+        connection.execute("SELECT FROM users FOR UPDATE")
+        due.database.execute("UPDATE users SET name = name")
+        with pytest.raises(SourceUnreachable), translated("go on"):
+            connection.execute("COMMIT")
 
 
 def test_ids_of_fixed_length_are_ordered_by_all_of_it(sealed: Clinic) -> None:

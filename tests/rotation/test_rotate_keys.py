@@ -181,6 +181,47 @@ def test_a_keyring_that_loses_the_key_meanwhile_ends_the_run_and_gets_it_back(
     assert sealed.key_ids() == {NEW}
 
 
+@pytest.mark.parametrize("left", [None, b"{", b""])
+def test_a_keyring_that_cannot_be_read_meanwhile_ends_the_run_and_its_key_is_named(
+    sealed: Clinic, monkeypatch: pytest.MonkeyPatch, left: bytes | None
+) -> None:
+    """It is no row's fault, and rows hang on its key by then."""
+    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+
+    def spoil() -> None:
+        sealed.keyring_file.unlink() if left is None else keep(sealed.keyring_file, left)
+
+    turn(sealed, Stage.ADD)
+    turn(sealed, Stage.PROMOTE)
+    newer = sealed.keyring
+    with pytest.raises(SecretChanged, match="while rows were rewritten") as caught:
+        turn(sealed, Stage.ROWS, moved=once(spoil))
+    assert "rows are under the key '2027-1' by now" in str(caught.value.hint)
+    assert list(sealed.trail.records())[-1].details["rows_left"] == 0
+    put(sealed, newer)
+    turn(sealed, Stage.ROWS)
+    assert sealed.opened() == EVERYONE
+
+
+def test_a_plan_says_what_the_next_stage_would_refuse(archiving: Clinic) -> None:
+    put(archiving, archiving.keyring.joined(Keyring.generate("2025-1")).without("2025-1"))
+    with pytest.raises(ConfigError, match="the key '2025-1' was retired"):
+        plan(archiving.column(), archiving.writer, "2025-1", archiving.trail)
+    keep(archiving.directory / "archive.json", archived(archiving).joined(Keyring.generate("2024-1")).render().reveal())
+    with pytest.raises(Refused, match="the archive has one"):
+        plan(archiving.column(archive="archive.json"), archiving.writer, "2024-1", archiving.trail)
+    with pytest.raises(ConfigError, match="is its keyring"):
+        plan(archiving.column(archive="keyring.json"), archiving.writer, NEW, archiving.trail)
+
+
+def test_no_key_is_made_current_for_a_column_that_may_not_be_written_though_it_is_empty(sealed: Clinic) -> None:
+    turn(sealed, Stage.ADD)
+    sealed.database.execute("UPDATE users SET totp_sealed = NULL")
+    with pytest.raises(BackupdError, match="permission denied"):
+        rotate(sealed.column(), sealed.reader, NEW, Stage.PROMOTE, sealed.trail, Pace())
+    assert sealed.keyring.current == FIRST
+
+
 def test_a_keyring_that_is_replaced_within_the_last_pass_is_noticed_at_its_end(archiving: Clinic) -> None:
     older = archiving.keyring
     with pytest.raises(SecretChanged) as caught:

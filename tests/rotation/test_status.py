@@ -20,7 +20,7 @@ def test_clear_text_and_raw_bytes_are_hazards_and_other_ciphers_are_foreign(seal
     [status] = look("clinic", [sealed.column()], sealed.reader, sealed.trail)
     rows = {each.form: each.rows for each in status.counts}
     assert rows[Form.PLAINTEXT] == rows[Form.UNKNOWN] == rows[Form.EMPTY] == rows[Form.PGCRYPTO] == 1
-    assert (status.hazards, status.foreign) == (2, 1)
+    assert (status.hazards, status.foreign) == (2, 2)
     assert sealed.records()[-1].details["users.totp_sealed hazards"] == 2
 
 
