@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 # What this version's commands record. Records of the other operations are read, too: a later version may write to the trail.
 RECORDED = ("backup", "restore", "restore-test", "verify", "check", "keys", "columns")
+_OF_COLUMNS = ("action", "column", "stage", "key_id")  # of an intent's details, those that say what was to be done
 PHASE_STYLES = {"done": "green", "failed": "bold red", "refused": "yellow", "interrupted": "yellow"}
 MOMENTS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]
 NOT_SEEN = "without --expect a cut-off end, or a trail written anew, cannot be seen: keep a head somewhere else, and give it"
@@ -230,7 +231,8 @@ def _list(found: deque[Record]) -> None:
     rows: list[Row] = []
     for record in found:
         phase: Cell = (record.phase.value, PHASE_STYLES.get(record.phase.value, "dim"))
-        what = record.error or record.backup_id or ""
+        details = record.details
+        what = record.error or record.backup_id or " ".join(str(details[name]) for name in _OF_COLUMNS if name in details)
         at = f"{record.at:%Y-%m-%d %H:%M:%S}Z"
         rows.append((str(record.seq), at, record.operation.value, phase, record.source or "-", _who(record), what))
     table(("seq", "at", "operation", "phase", "source", "who", "what"), rows)

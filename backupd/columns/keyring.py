@@ -116,7 +116,8 @@ class Keyring:
         for key_id, key in archive.keys.items():
             if key_id in self.keys and self.keys[key_id] != key:
                 raise KeysUnusable(
-                    f"{key_id!r} is one key in the keyring and another in the archive", "find out which is right"
+                    f"{key_id!r} is one key in the keyring and another in the archive",
+                    "find out which is right; two keyrings have two archives",
                 )
         keys = {**archive.keys, **self.keys}
         retired = tuple(each for each in self.retired if each not in keys)

@@ -65,7 +65,9 @@ def fetched(custodian: Custodian) -> Kept:
 
 def both(column: SecretColumn) -> Both:
     """The column's keyring and archive. Raises SecretUnavailable and KeysUnusable, and ConfigError where they are one place."""
-    return Both(fetched(column.keys), None if column.archive is None else archive(column, column.archive))
+    found = Both(fetched(column.keys), None if column.archive is None else archive(column, column.archive))
+    _ = found.reading  # two keys of one id are told now, not when the first row is read
+    return found
 
 
 def archive(column: SecretColumn, custodian: Custodian) -> Kept:

@@ -179,6 +179,7 @@ def test_check_says_that_an_archive_is_the_keyring(clinic: Installation) -> None
 
 def test_a_rotation_in_one_go(clinic: Installation) -> None:
     report = rotate(clinic, "--stage", "all", "--apply", "--json").ok().json
+    assert f"rotate users.totp_secret all {NEW}" in clinic.run("audit", "list", env={"COLUMNS": "200"}).ok().stdout
     assert report["figures"] == {"rows_rewritten": PATIENTS, "overtaken": 0}
     assert report["applied"]
     assert rotate(clinic, "--json").ok().json["stage"] == "done"

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 
 import pytest
 
+from backupd.columns import KeysUnusable
 from backupd.columns.aes_gcm import AesGcm, key_id
 from backupd.columns.keyring import Keyring
 from backupd.custody.file import PrivateFile
@@ -143,6 +144,17 @@ def test_an_id_that_the_archive_has_is_not_given_to_a_second_key_and_a_new_id_re
         turn(archiving, Stage.ALL, archive="archive.json")
     assert turn(archiving, Stage.ALL, "2027-2", archive="archive.json").figures["rows_rewritten"] == USERS
     assert archiving.opened() == EVERYONE
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_an_archive_of_another_keyring_is_noticed_before_anything_is_changed(sealed: Clinic, stage: Stage) -> None:
+    """Both begin with a key of the same id."""
+    keep(sealed.directory / "archive.json", Keyring.generate(FIRST).render().reveal())
+    before = sealed.keyring
+    with pytest.raises(KeysUnusable, match="one key in the keyring and another in the archive") as caught:
+        turn(sealed, stage, archive="archive.json")
+    assert "two keyrings have two archives" in str(caught.value.hint)
+    assert sealed.keyring == before
 
 
 def test_two_keyrings_with_one_id_are_noticed_before_a_row_is_written(sealed: Clinic) -> None:
