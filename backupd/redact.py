@@ -77,6 +77,7 @@ class Secret:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             pass  # its own error would carry the bytes along, as its object and as the next one's context
+        del value  # and so would this frame, to whatever logs local variables
         raise ValueError(f"the {self.label} is not UTF-8 text")
 
     def __len__(self) -> int:

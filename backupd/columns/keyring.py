@@ -62,21 +62,12 @@ class Keyring:
     @classmethod
     def parse(cls, secret: Secret) -> Keyring:
         """The keyring that this JSON says. Raises KeysUnusable."""
-        raw: Any = None
-        # What json raises holds the whole text, so it is neither looked at nor chained.
-        with contextlib.suppress(ValueError, RecursionError):
-            raw = json.loads(secret.reveal(), object_pairs_hook=_once)
-        if not isinstance(raw, dict):
-            raise KeysUnusable("the keyring is not a JSON object with each member once", _HINT)
-        retired, created = raw.pop("retired", []), raw.pop("created", {})
-        if set(raw) != {"current", "keys"} or not isinstance(raw["current"], str) or not isinstance(raw["keys"], dict):
-            raise KeysUnusable("the keyring has not exactly a text `current` and an object `keys`", _HINT)
-        if not isinstance(retired, list) or not all(isinstance(each, str) for each in retired):
-            raise KeysUnusable("`retired` is not a list of ids", _HINT)
-        if not isinstance(created, dict):
-            raise KeysUnusable("the keyring's `created` is no object", _CREATED_HINT)
-        keys = {key_id: _decode(key_id, text) for key_id, text in raw["keys"].items()}
-        return cls(raw["current"], keys, tuple(retired), {key_id: _day(text) for key_id, text in created.items()})
+        try:
+            return _parsed(secret)
+        except KeysUnusable as error:
+            said = error.message, error.hint
+        # Anew, for whatever logs an error may log the local variables of its frames, and those of the first one hold keys.
+        raise KeysUnusable(*said)
 
     @classmethod
     def generate(cls, key_id: str, on: date | None = None) -> Keyring:
@@ -151,15 +142,11 @@ class FernetKeys:
     @classmethod
     def parse(cls, secret: Secret) -> FernetKeys:
         """Keys parted by commas or line ends. Raises KeysUnusable. (A key is base64 of 32 bytes: 44 characters.)"""
-        words = [word.strip() for word in re.split(rb"[,\r\n]", secret.reveal()) if word.strip()]
-        if not words:
-            raise KeysUnusable("the list of Fernet keys is empty", "one key a line, the newest first")
-        for number, word in enumerate(words, 1):
-            if _base64(word.translate(bytes.maketrans(b"-_", b"+/"))) is None:
-                raise KeysUnusable(f"key {number} of the list is no Fernet key", "it is 44 characters of urlsafe base64")
-        if len(set(words)) != len(words):
-            raise KeysUnusable("the list has the same Fernet key twice", "remove one of them")
-        return cls(tuple(Secret(word, key_id_of_fernet(index)) for index, word in enumerate(words)))
+        try:
+            return cls(_fernet_keys(secret))
+        except KeysUnusable as error:
+            said = error.message, error.hint
+        raise KeysUnusable(*said)  # anew, as a Keyring does
 
 
 def key_id_of_fernet(index: int) -> str:
@@ -176,6 +163,36 @@ def passphrase(secret: Secret) -> Secret:
     if not text:
         raise KeysUnusable("the passphrase is empty", "put the passphrase where its custodian looks for it")
     return Secret(text, "passphrase")
+
+
+def _parsed(secret: Secret) -> Keyring:
+    raw: Any = None
+    # What json raises holds the whole text, so it is neither looked at nor chained.
+    with contextlib.suppress(ValueError, RecursionError):
+        raw = json.loads(secret.reveal(), object_pairs_hook=_once)
+    if not isinstance(raw, dict):
+        raise KeysUnusable("the keyring is not a JSON object with each member once", _HINT)
+    retired, created = raw.pop("retired", []), raw.pop("created", {})
+    if set(raw) != {"current", "keys"} or not isinstance(raw["current"], str) or not isinstance(raw["keys"], dict):
+        raise KeysUnusable("the keyring has not exactly a text `current` and an object `keys`", _HINT)
+    if not isinstance(retired, list) or not all(isinstance(each, str) for each in retired):
+        raise KeysUnusable("`retired` is not a list of ids", _HINT)
+    if not isinstance(created, dict):
+        raise KeysUnusable("the keyring's `created` is no object", _CREATED_HINT)
+    keys = {key_id: _decode(key_id, text) for key_id, text in raw["keys"].items()}
+    return Keyring(raw["current"], keys, tuple(retired), {key_id: _day(text) for key_id, text in created.items()})
+
+
+def _fernet_keys(secret: Secret) -> tuple[Secret, ...]:
+    words = [word.strip() for word in re.split(rb"[,\r\n]", secret.reveal()) if word.strip()]
+    if not words:
+        raise KeysUnusable("the list of Fernet keys is empty", "one key a line, the newest first")
+    for number, word in enumerate(words, 1):
+        if _base64(word.translate(bytes.maketrans(b"-_", b"+/"))) is None:
+            raise KeysUnusable(f"key {number} of the list is no Fernet key", "it is 44 characters of urlsafe base64")
+    if len(set(words)) != len(words):
+        raise KeysUnusable("the list has the same Fernet key twice", "remove one of them")
+    return tuple(Secret(word, key_id_of_fernet(index)) for index, word in enumerate(words))
 
 
 def _check_id(key_id: str) -> None:

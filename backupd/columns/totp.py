@@ -71,6 +71,7 @@ def provisioning_uri(seed: Secret, account: str, issuer: str, parameters: Parame
     for name in (account, issuer):
         if not name.strip() or ":" in name:
             raise ValueError("an account and an issuer have a name each, without a colon")
+    label = f"{quote(issuer, safe='')}:{quote(account, safe='')}"  # before the seed is in a variable: it may fail
     letters = re.sub(r"[^A-Za-z2-7]", "", seed.text()).upper()
     query = [("secret", letters), ("issuer", issuer)]
     if parameters.algorithm is not Algorithm.SHA1:
@@ -80,7 +81,7 @@ def provisioning_uri(seed: Secret, account: str, issuer: str, parameters: Parame
     if parameters.period_s != STANDARD.period_s:
         query.append(("period", str(parameters.period_s)))
     arguments = "&".join(f"{name}={quote(value, safe='')}" for name, value in query)
-    return Secret(f"otpauth://totp/{quote(issuer, safe='')}:{quote(account, safe='')}?{arguments}", "provisioning URI")
+    return Secret(f"otpauth://totp/{label}?{arguments}", "provisioning URI")
 
 
 def decode_seed(text: Secret) -> Seed:
@@ -88,23 +89,32 @@ def decode_seed(text: Secret) -> Seed:
 
     Raises SeedInvalid: empty, other characters, or a length that base32 never has.
     """
+    read = _read(text)
+    if isinstance(read, Seed):
+        return read
+    # From here, for whatever logs an error may log the local variables of its frames, and those of `_read` hold the seed.
+    raise SeedInvalid(read)
+
+
+def _read(text: Secret) -> Seed | str:
+    """The seed, or why it is none."""
     try:
         written = text.text()
     except ValueError:
-        raise SeedInvalid("it is not even text") from None
+        return "it is not even text"
     # ASCII first, for upper() makes ASCII letters out of others: of the dotless i, of the long s
     bare = re.sub(r"[ \t-]", "", written)
     if not bare.isascii():
-        raise SeedInvalid("it has characters outside of ASCII")
+        return "it has characters outside of ASCII"
     bare = bare.upper()
     letters = bare.rstrip("=")
     if not letters:
-        raise SeedInvalid("it is empty")
+        return "it is empty"
     if not re.fullmatch("[A-Z2-7]+", letters):
-        raise SeedInvalid("it has characters that base32 does not know")
+        return "it has characters that base32 does not know"
     padded = letters + "=" * (-len(letters) % 8)
     if len(letters) % 8 in (1, 3, 6) or (bare != letters and bare != padded):
-        raise SeedInvalid(f"base32 never has this length: {len(letters)} characters, {len(bare) - len(letters)} of padding")
+        return f"base32 never has this length: {len(letters)} characters, {len(bare) - len(letters)} of padding"
     key = Secret(b32decode(padded), "TOTP seed")
     warnings = []
     if len(key) < SHORTEST:

@@ -24,6 +24,7 @@ from backupd.columns.totp import (
     wrong_code,
 )
 from backupd.redact import Secret
+from tests.columns.frames import variables
 
 KEY = Secret(b"12345678901234567890")
 RFC_KEYS = {
@@ -178,12 +179,14 @@ def test_every_seed_decodes_to_its_bytes(data: bytes) -> None:
 def test_what_is_no_base32_is_refused_without_being_shown(text: str, reason: str) -> None:
     with pytest.raises(SeedInvalid, match=reason) as caught:
         decode_seed(Secret(text))
-    assert "JBSWY3DP" not in f"{caught.value.message} {caught.value.hint}"
+    shown = f"{caught.value.message} {caught.value.hint} {variables(caught.value)}"
+    assert not any(piece in shown for piece in ("JBSWY3DP", "cw_0x689RpI"))
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:
-    with pytest.raises(SeedInvalid, match="not even text"):
+    with pytest.raises(SeedInvalid, match="not even text") as caught:
         decode_seed(Secret(b"\xff\xfe"))
+    assert r"\xff" not in variables(caught.value)
 
 
 @pytest.mark.parametrize(("size", "warned"), [(1, True), (9, True), (10, False), (16, False), (20, False), (64, False)])
@@ -296,6 +299,12 @@ def test_a_seed_however_it_is_spelt_goes_into_the_uri_as_authenticators_take_it(
 def test_names_that_an_authenticator_would_part_otherwise_are_bugs(account: str, issuer: str) -> None:
     with pytest.raises(ValueError, match="without a colon"):
         provisioning_uri(new_seed(), account, issuer)
+
+
+def test_a_name_that_no_address_can_hold_shows_no_seed() -> None:
+    with pytest.raises(UnicodeEncodeError) as caught:
+        provisioning_uri(Secret("JBSWY3DPEHPK3PXP"), "half a character \ud800", "Clinic")
+    assert "JBSWY3DP" not in variables(caught.value)
 
 
 def test_what_is_no_seed_goes_into_no_uri() -> None:
