@@ -56,6 +56,8 @@ class Secret:
 
     def __init__(self, value: bytes | str, label: str = "secret") -> None:
         """Text is held as UTF-8. `label` says in messages what it is, so it must not be secret itself."""
+        if not isinstance(value, str | bytes | bytearray | memoryview):
+            raise TypeError(f"a Secret is made of text or bytes, not of {type(value).__name__}")  # bytes(5) would be five zeros
         encoded = value.encode("utf-8", "surrogateescape") if isinstance(value, str) else bytes(value)
         object.__setattr__(self, "_Secret__value", encoded)
         object.__setattr__(self, "label", label)
@@ -111,6 +113,11 @@ class Secret:
 
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError("a Secret does not change")
+
+
+def secret_due(what: str, given: object) -> TypeError:
+    """The error for a value of another type where `what` has to be a Secret. Of the value it tells the type alone."""
+    return TypeError(f"{what} is a Secret, not {type(given).__name__}: wrap text in Secret(…), which backupd.redact has")
 
 
 class _Register:

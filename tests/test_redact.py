@@ -39,6 +39,18 @@ class Holder:
     secret: Secret
 
 
+@pytest.mark.parametrize("value", [5, None, [1, 2], 1.5, Secret("a")])
+def test_a_secret_is_made_of_text_or_bytes_alone(value: object) -> None:
+    """`bytes(5)` is five zeros."""
+    with pytest.raises(TypeError, match=f"text or bytes, not of {type(value).__name__}"):
+        Secret(value)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize("value", ["abc", b"abc", bytearray(b"abc"), memoryview(b"abc")])
+def test_every_kind_of_text_and_bytes_is_taken(value: bytes) -> None:
+    assert Secret(value).reveal() == b"abc"
+
+
 def _rich(value: object) -> str:
     from rich.console import Console
     from rich.pretty import Pretty

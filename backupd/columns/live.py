@@ -22,7 +22,7 @@ from backupd.columns import Cell, KeysUnusable, UnknownKey, aes_gcm
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError
-from backupd.redact import Secret
+from backupd.redact import Secret, secret_due
 
 MAX_AGE_S = 300.0
 PAUSE_S = 5.0
@@ -44,11 +44,14 @@ class LiveKeyring:
         pause_s: float = PAUSE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`fetch` gives the keyring's JSON: a custodian's `fetch`, or any function of yours. Nothing is fetched yet.
+        """`fetch` returns the keyring's JSON as a Secret: a custodian's `fetch`, or any function of yours. Nothing is fetched
+        yet. Raises TypeError for what is no function.
 
         After a fetch that failed, or did not bring the key that a value named, none follows for `pause_s`: values under keys
         that do not exist must not turn into requests.
         """
+        if not callable(fetch):
+            raise TypeError(f"a LiveKeyring takes a function that returns the keyring, not {type(fetch).__name__}")
         self._fetch = fetch
         self._max_age_s = max_age_s
         self._pause_s = pause_s
@@ -62,7 +65,8 @@ class LiveKeyring:
     def load(self) -> Keyring:
         """The keyring, fetched if it was not yet. Call it at start, so that an application without keys does not start.
 
-        Raises what `fetch` raises, and KeysUnusable. Every other method does too while nothing was fetched.
+        Raises what `fetch` raises, KeysUnusable, and TypeError when it returned no Secret. Every other method does too while
+        nothing was fetched.
         """
         return self._cipher().keyring
 
@@ -126,7 +130,7 @@ class LiveKeyring:
             return before
 
     def _fetched(self) -> tuple[AesGcm, float]:
-        keyring = Keyring.parse(self._fetch())
+        keyring = Keyring.parse(_secret(self._fetch()))
         if self._held is not None:
             _check_not_older(keyring, self._held[0].keyring)
         self._held = (AesGcm(keyring), self._clock())
@@ -142,6 +146,14 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _secret(fetched: object) -> Secret:
+    if isinstance(fetched, Secret):
+        return fetched
+    error = secret_due("what a LiveKeyring's function returns", fetched)
+    del fetched  # the keys in clear, for whatever logs the local variables of this frame
+    raise error
 
 
 def _check_not_older(keyring: Keyring, held: Keyring) -> None:

@@ -13,6 +13,7 @@ from backupd.columns.keyring import Keyring
 from backupd.columns.live import MAX_AGE_S, PAUSE_S, LiveKeyring
 from backupd.errors import SecretUnavailable
 from backupd.redact import Secret
+from tests.columns.frames import variables
 
 CELL = Cell("users", "totp_secret", "42")
 SEED = Secret("KRSXG5CTMVRXEZLU")  # lives for as long as the process, and so is redacted in every other test
@@ -126,6 +127,22 @@ def test_a_keyring_that_is_none_at_the_start_is_an_error(custodian: Custodian) -
     custodian.has = lambda: Secret("{}")
     with pytest.raises(KeysUnusable):
         LiveKeyring(custodian.fetch).load()
+
+
+@pytest.mark.parametrize("kind", [str, str.encode])
+def test_a_function_that_returns_no_secret_is_told_so_and_the_keys_are_not_shown(
+    custodian: Custodian, kind: Callable[[str], object]
+) -> None:
+    written = FIRST.render().text()
+    custodian.has = lambda: kind(written)  # type: ignore[assignment,return-value]  # what is tested
+    with pytest.raises(TypeError, match=r"function returns is a Secret, not (str|bytes): wrap text in Secret") as caught:
+        LiveKeyring(custodian.fetch).load()
+    assert "keys" not in variables(caught.value)
+
+
+def test_a_keyring_is_fetched_by_a_function_alone() -> None:
+    with pytest.raises(TypeError, match="takes a function that returns the keyring, not Secret"):
+        LiveKeyring(FIRST.render())  # type: ignore[arg-type]  # what is tested
 
 
 def broken(custodian: Custodian) -> list[Callable[[], Secret]]:
