@@ -58,7 +58,7 @@ ReadFormer = Callable[[Cell, bytes], Secret]
 
 _WAITING: WeakKeyDictionary[InstanceState[Any], dict[str, Secret]] = WeakKeyDictionary()
 """What was sealed for a new row, by the attribute's name, in case its insert is undone and done again. Not in the object's
-state, which is pickled. By the name, for where a subclass defines the property anew the listeners of both are called."""
+state, which is pickled."""
 
 
 class Sealer(Protocol):
@@ -89,6 +89,10 @@ class NotSealed(ColumnError, DontWrapMixin):
         )
 
 
+class ModelError(ColumnError):
+    """`sealed(…)` does not fit the class that it stands in. Raised when the class is mapped, as a rule."""
+
+
 class NoRowId(ColumnError):
     """A value is bound to its row's id, and there is none, or not the one it was written under."""
 
@@ -106,6 +110,9 @@ def sealed(
     A value is bound to the column's name and to the table's as SQLAlchemy has it, with the schema if one is set; give `table`
     where backupd's configuration writes that otherwise. The primary key is one column: Integer, String, Text or Uuid (or made
     of them, but no CHAR, Enum or TypeDecorator, whose ids may be spelt otherwise in the database).
+
+    It may stand in a mixin, come from a `declared_attr`, or be put on a class before `map_imperatively`. Mapping the class
+    raises ModelError for names that are no columns of it, a column that is none of bytes, or keys that are none.
 
     `former` is the attribute of the column that is moved here, while rows may be in either. It is read where the sealed one is
     NULL: as it stands if it is in clear, else by `read_former`. Each assignment writes the sealed one and empties it.
@@ -155,22 +162,11 @@ class _Sealed(hybrid_property[Secret | None]):
         self._former = former
         self._read_former = read_former
         # Annotated as a comparator, and called with the class to get one: so its own decorator `comparator` uses it.
+        self._mapped = False
         super().__init__(fget=self._get, fset=self._set, custom_comparator=self._compare)  # type: ignore[arg-type]
 
     def __set_name__(self, owner: type[Any], name: str) -> None:
         self.__name__ = name  # by which hybrid_property finds itself in the class
-        # The class is not mapped yet, or is a mixin of those that will be: SQLAlchemy keeps the listeners for them.
-        for happening, listener in (
-            ("before_insert", self._before_insert),
-            ("after_insert", self._after_insert),
-            ("before_update", self._before_update),
-            ("after_mapper_constructed", self._guard),
-            ("mapper_configured", self._check_key),
-        ):
-            event.listen(owner, happening, listener, propagate=True)
-        event.listen(owner, "expire", self._forget, propagate=True)
-        if self._former is not None:
-            event.listen(owner, "refresh", self._note_what_was_loaded, propagate=True)
 
     # ------------------------------------------------------------------------------------------------------ in Python
 
@@ -190,6 +186,11 @@ class _Sealed(hybrid_property[Secret | None]):
     def _set(self, instance: Any, value: Secret | None) -> None:
         if value is not None and not isinstance(value, Secret):
             raise TypeError(f"{type(instance).__name__}.{self.__name__} takes a Secret or None: wrap the text in Secret(…)")
+        if not self._mapped:
+            raise ModelError(
+                f"{type(instance).__name__} was mapped before sealed(…) was put on it, and would write nothing",
+                "put it into the class, or on it before it is mapped",
+            )
         self._forget(instance)
         setattr(instance, self._attribute, None if value is None else _Unsealed(value))
         if self._former is not None:
@@ -252,10 +253,52 @@ class _Sealed(hybrid_property[Secret | None]):
 
     # --------------------------------------------------------------------------------------------------------- mapped
 
-    def _guard(self, mapper: Mapper[Any], _: type[Any]) -> None:
+    def mapped(self, mapper: Mapper[Any], name: str) -> None:
+        """A class with this property, as its attribute `name`, was mapped. Raises ModelError when the two do not fit."""
+        self.__name__ = name  # by which hybrid_property finds itself in the class
+        self._check_model(mapper)
         column: Column[Any] = mapper.columns[self._attribute]
         if isinstance(column.type, LargeBinary):
             column.type = Envelope(column.type.length)
+        for happening, listener in (
+            ("before_insert", self._before_insert),
+            ("after_insert", self._after_insert),
+            ("before_update", self._before_update),
+            ("mapper_configured", self._check_key),
+            ("expire", self._forget),
+        ):
+            event.listen(mapper, happening, listener)
+        if self._former is not None:
+            event.listen(mapper, "refresh", self._note_what_was_loaded)
+        self._mapped = True
+
+    def _check_model(self, mapper: Mapper[Any]) -> None:
+        model, columns = mapper.class_.__name__, mapper.columns
+        where = f"{model}.{self.__name__}"
+        for attribute in (self._attribute, self._former):
+            if attribute is not None and attribute not in columns:
+                raise ModelError(
+                    f"{where} is sealed over {attribute!r}, which is no attribute of {model} that has a column",
+                    f"give the name of one, as a text: {', '.join(columns.keys())}",
+                )
+        column = columns[self._attribute]
+        kind = column.type.impl if isinstance(column.type, TypeDecorator) else column.type
+        if not isinstance(kind, LargeBinary):
+            raise ModelError(f"{where} takes a column of bytes, and {column} is {kind!r}", "map it as Mapped[bytes | None]")
+        if self._former == self._attribute or (self._former is None and self._read_former is not None):
+            raise ModelError(
+                f"{where} has no former column beside {self._attribute!r}", "name in `former` the column that is moved"
+            )
+        if not all(callable(getattr(self._keys, name, None)) for name in ("encrypt", "decrypt")):
+            raise ModelError(
+                f"{where} takes keys that encrypt and decrypt, and {type(self._keys).__name__} does not",
+                "give it a LiveKeyring, or an AesGcm made of a Keyring",
+            )
+        if self.__name__ in mapper.validators:
+            raise ModelError(
+                f"SQLAlchemy calls no validator of {where}, which is no column",
+                "look at the value before it is assigned, and take the name out of @validates(…)",
+            )
 
     def _check_key(self, mapper: Mapper[Any], _: type[Any]) -> None:
         for column in mapper.primary_key:
@@ -364,6 +407,17 @@ class _Sealed(hybrid_property[Secret | None]):
     def _column(self, mapper: Mapper[Any]) -> Column[Any]:
         column: Column[Any] = mapper.attrs[self._attribute].columns[0]
         return column
+
+
+@event.listens_for(Mapper, "after_mapper_constructed")
+def _tell_what_is_mapped(mapper: Mapper[Any], class_: type[Any]) -> None:
+    """Whichever way they came: in the class's body, from a mixin or a `declared_attr`, or put on it before it was mapped."""
+    found: dict[str, object] = {}
+    for each in class_.__mro__:
+        found = {**vars(each), **found}
+    for name, value in found.items():
+        if isinstance(value, _Sealed):
+            value.mapped(mapper, name)
 
 
 class _NullOnly(Comparator[Any]):

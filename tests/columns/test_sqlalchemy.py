@@ -14,15 +14,18 @@ from sqlalchemy import (
     UUID,
     VARCHAR,
     BigInteger,
+    Column,
     Date,
     Engine,
     Enum,
     ForeignKey,
     Identity,
+    Integer,
     LargeBinary,
     Numeric,
     SmallInteger,
     String,
+    Table,
     Text,
     TypeDecorator,
     Uuid,
@@ -37,14 +40,26 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import BYTEA
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, load_only, make_transient, mapped_column, relationship
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    declared_attr,
+    load_only,
+    make_transient,
+    mapped_column,
+    registry,
+    relationship,
+    validates,
+)
 from sqlalchemy.schema import CreateTable
 
 from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredKey, UnknownKey
 from backupd.columns.aes_gcm import AesGcm, key_id
 from backupd.columns.fernet import FernetCipher
 from backupd.columns.keyring import FernetKeys, Keyring
-from backupd.columns.sqlalchemy import NoRowId, NotComparable, sealed
+from backupd.columns.sqlalchemy import ModelError, NoRowId, NotComparable, sealed
 from backupd.redact import Secret
 from tests.leak_watch import Planted
 from tests.parts.postgres import Database
@@ -513,6 +528,147 @@ def test_a_primary_key_that_the_database_may_spell_otherwise_is_refused_when_it_
         Other.registry.configure()
     assert str(caught.value).startswith("other.id is ")
     Other.registry.dispose()
+
+
+# ------------------------------------------------------------------------------------------------------ how it is mapped
+
+
+class Columns:
+    """A model's, apart from the property."""
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str]
+    in_clear: Mapped[str | None] = mapped_column("totp_secret")
+    sealed_bytes: Mapped[bytes | None]
+
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "the column misspelt": (
+        lambda: sealed("saeled_bytes", KEYS),
+        r"Row\.secret is sealed over 'saeled_bytes', which is no attribute of Row",
+    ),
+    "the former column misspelt": (
+        lambda: sealed("sealed_bytes", KEYS, former="in_claer"),
+        r"Row\.secret is sealed over 'in_claer', which is no attribute of Row",
+    ),
+    "the former column by its name in the table": (
+        lambda: sealed("sealed_bytes", KEYS, former="totp_secret"),
+        r"Row\.secret is sealed over 'totp_secret', which is no attribute of Row",
+    ),
+    "the column named as the property": (
+        lambda: sealed("secret", KEYS),
+        r"Row\.secret is sealed over 'secret', which is no attribute of Row",
+    ),
+    "a column of text": (lambda: sealed("email", KEYS), r"Row\.secret takes a column of bytes, and row\.email is String"),
+    "the same column twice": (
+        lambda: sealed("sealed_bytes", KEYS, former="sealed_bytes"),
+        r"Row\.secret has no former column beside 'sealed_bytes'",
+    ),
+    "a way to read no column": (
+        lambda: sealed("sealed_bytes", KEYS, read_former=FERNET.decrypt),
+        r"Row\.secret has no former column beside 'sealed_bytes'",
+    ),
+    "a text for keys": (
+        lambda: sealed("sealed_bytes", "keys"),  # type: ignore[arg-type]  # what is tested
+        r"Row\.secret takes keys that encrypt and decrypt, and str does not",
+    ),
+    "a keyring for keys": (
+        lambda: sealed("sealed_bytes", KEYS.keyring),  # type: ignore[arg-type]  # what is tested
+        r"Row\.secret takes keys that encrypt and decrypt, and Keyring does not",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_model_is_found_when_the_class_is_mapped_and_not_at_a_login(name: str) -> None:
+    make, message = MISTAKES[name]
+
+    class Other(DeclarativeBase):
+        pass
+
+    with pytest.raises(ModelError, match=message) as caught:
+
+        class Row(Columns, Other):
+            __tablename__ = "row"
+            secret = make()
+
+    assert caught.value.hint
+
+
+def test_a_validator_that_nobody_would_call_is_refused() -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    with pytest.raises(ModelError, match=r"SQLAlchemy calls no validator of Row\.secret"):
+
+        class Row(Columns, Other):
+            __tablename__ = "validated"
+            secret = sealed("sealed_bytes", KEYS)
+
+            @validates("secret")
+            def check(self, _: str, value: object) -> object:
+                return value
+
+
+class Declared:
+    sealed_bytes: Mapped[bytes | None]
+
+    @declared_attr
+    def secret(cls) -> hybrid_property[Secret | None]:  # noqa: N805  SQLAlchemy gives it the class
+        return sealed("sealed_bytes", KEYS)
+
+
+def declared() -> tuple[Any, Any]:
+    class Other(DeclarativeBase):
+        pass
+
+    class Row(Declared, Other):
+        __tablename__ = "declared"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    return Other.metadata, Row
+
+
+def imperative() -> tuple[Any, Any]:
+    class Row:
+        pass
+
+    mapped = registry()
+    columns = (Column("id", Integer, primary_key=True), Column("sealed_bytes", LargeBinary))
+    Row.secret = sealed("sealed_bytes", KEYS)  # type: ignore[attr-defined]
+    mapped.map_imperatively(Row, Table("imperative", mapped.metadata, *columns))
+    return mapped.metadata, Row
+
+
+@pytest.mark.parametrize("make", [declared, imperative])
+def test_it_may_come_from_a_declared_attr_or_be_put_on_a_class_before_it_is_mapped(
+    engine: Engine, make: Callable[[], tuple[Any, Any]]
+) -> None:
+    metadata, model = make()
+    metadata.create_all(engine)
+    with Session(engine) as session:
+        row = model()
+        row.secret = Secret("AAAAAAAAAAAAAAAA")
+        session.add(row)
+        session.commit()
+        assert row.secret == Secret("AAAAAAAAAAAAAAAA")
+        assert session.scalars(select(model).where(model.secret.is_not(None))).one() is row
+        with pytest.raises(ColumnError):
+            session.execute(update(model).values(sealed_bytes=b"JBSWY3DPEHPK3PXP"))
+
+
+def test_it_is_not_put_on_a_class_that_is_mapped_already() -> None:
+    class Other(DeclarativeBase):
+        pass
+
+    class Row(Other):
+        __tablename__ = "late"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        sealed_bytes: Mapped[bytes | None]
+
+    Row.secret = sealed("sealed_bytes", KEYS)
+    with pytest.raises(ModelError, match=r"Row was mapped before sealed\(…\) was put on it"):
+        Row(secret=Secret("AAAAAAAAAAAAAAAA"))
 
 
 # ------------------------------------------------------------------------------------------------------- what is refused
