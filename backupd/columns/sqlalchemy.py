@@ -463,4 +463,9 @@ def _spelt(row_id: object, column: Column[Any]) -> str:
             return str(UUID(row_id))
         except ValueError:
             raise NoRowId(f"the id of a row of {column} is no UUID", "give the object a UUID for its id") from None
+    if isinstance(row_id, str) and isinstance(keys[0].type, Integer):
+        try:
+            return str(int(row_id))  # '0007', ' +7' and, from PostgreSQL 16 on, '0_7' are 7 there too
+        except ValueError:
+            raise NoRowId(f"the id of a row of {column} is no whole number", "give the object an int for its id") from None
     return str(row_id)

@@ -483,6 +483,28 @@ def test_a_uuid_that_is_given_as_a_text_is_bound_as_the_database_spells_it(engin
             session.flush()
 
 
+@pytest.mark.parametrize("spelt", ["0007", "+7", " 7 ", "7", "-0", "-07"])
+def test_a_number_that_is_given_as_a_text_is_bound_as_the_database_spells_it(engine: Engine, spelt: str) -> None:
+    with Session(engine) as session:
+        row = Person(id=spelt, first=Secret("AAAAAAAAAAAAAAAA"))
+        session.add(row)
+        session.commit()
+        assert row.first == Secret("AAAAAAAAAAAAAAAA")
+        row.first = Secret("BBBBBBBBBBBBBBBB")
+        session.commit()
+    with Session(engine) as session:
+        found = session.scalars(select(Person)).one()
+        assert found.id == int(spelt)
+        assert found.first == Secret("BBBBBBBBBBBBBBBB")
+
+
+def test_a_text_that_is_no_number_is_no_id_of_a_row_that_has_numbers(engine: Engine) -> None:
+    with Session(engine) as session:
+        session.add(Person(id="seven", first=Secret("AAAAAAAAAAAAAAAA")))
+        with pytest.raises(NoRowId, match="no whole number"):
+            session.flush()
+
+
 class Prefixed(TypeDecorator[str]):
     """An id that the application spells otherwise than the database does."""
 
