@@ -44,7 +44,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import InstanceState, Mapper, QueryContext
-from sqlalchemy.orm.attributes import flag_modified, set_committed_value
+from sqlalchemy.orm.attributes import QueryableAttribute, flag_modified, set_committed_value
 from sqlalchemy.sql import operators
 from sqlalchemy.types import NullType
 
@@ -74,8 +74,18 @@ class NotComparable(ColumnError):
 
     def __init__(self, attribute: str) -> None:
         super().__init__(
-            f"{attribute} is encrypted, differently in each row and each time: the database can only tell whether it is NULL",
-            "find the row by another column, and read or assign the attribute of the object",
+            f"{attribute} is encrypted, and the database can only tell whether it is NULL: find the row by another column,"
+            " select the object, and read its attribute or assign to it",
+            "select(User) in place of select(User.totp_secret), user.totp_secret = … of update(User).values(totp_secret=…)",
+        )
+
+
+class NotLoadable(ColumnError):
+    """A loader option was given the attribute, which is no column."""
+
+    def __init__(self, attribute: str, columns: str) -> None:
+        super().__init__(
+            f"{attribute} is no column: load_only, defer and undefer take {columns}", "these options take columns alone"
         )
 
 
@@ -248,8 +258,15 @@ class _Sealed(hybrid_property[Secret | None]):
     # --------------------------------------------------------------------------------------------------------- in SQL
 
     def _compare(self, owner: type[Any]) -> Comparator[Secret | None]:
-        columns = [getattr(owner, name) for name in (self._attribute, self._former) if name is not None]
-        return _NullOnly(f"{owner.__name__}.{self.__name__}", columns)
+        names = [name for name in (self._attribute, self._former) if name is not None]
+        return _NullOnly(f"{owner.__name__}.{self.__name__}", [getattr(owner, name) for name in names], names)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        found = super().__get__(instance, owner)
+        if instance is None and isinstance(found, QueryableAttribute):
+            # What load_only asks first. On the class, which SQLAlchemy makes for this property, for an alias makes another one.
+            type(found)._column_strategy_attrs = _not_loadable  # type: ignore[method-assign,assignment]
+        return found
 
     # --------------------------------------------------------------------------------------------------------- mapped
 
@@ -423,10 +440,17 @@ def _tell_what_is_mapped(mapper: Mapper[Any], class_: type[Any]) -> None:
 class _NullOnly(Comparator[Any]):
     """What a query may know of an encrypted attribute: whether it is NULL."""
 
-    def __init__(self, name: str, columns: list[Any]) -> None:
+    def __init__(self, name: str, columns: list[Any], names: list[str]) -> None:
         super().__init__(columns[0])
         self._name = name
         self._columns = columns
+        self._names = names
+
+    @property
+    def prop(self) -> NoReturn:  # type: ignore[override]
+        """What defer and undefer ask for."""
+        model = self._name.partition(".")[0]
+        raise NotLoadable(self._name, " and ".join(f"{model}.{name}" for name in self._names))
 
     def operate(self, op: Any, *other: Any, **_: Any) -> ColumnElement[Any]:
         if len(other) == 1 and other[0] is None and op in (operators.is_, operators.eq):
@@ -440,6 +464,10 @@ class _NullOnly(Comparator[Any]):
 
     def __clause_element__(self) -> NoReturn:
         raise NotComparable(self._name)
+
+
+def _not_loadable(attribute: QueryableAttribute[Any]) -> Any:
+    return attribute.comparator.prop  # which raises
 
 
 def _stored_id(instance: Any) -> object:

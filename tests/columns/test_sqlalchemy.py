@@ -45,12 +45,15 @@ from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
     Session,
+    aliased,
     declared_attr,
+    defer,
     load_only,
     make_transient,
     mapped_column,
     registry,
     relationship,
+    undefer,
     validates,
 )
 from sqlalchemy.schema import CreateTable
@@ -59,7 +62,7 @@ from backupd.columns import Cell, ColumnError, Malformed, NotAuthentic, RetiredK
 from backupd.columns.aes_gcm import AesGcm, key_id
 from backupd.columns.fernet import FernetCipher
 from backupd.columns.keyring import FernetKeys, Keyring
-from backupd.columns.sqlalchemy import ModelError, NoRowId, NotComparable, sealed
+from backupd.columns.sqlalchemy import ModelError, NoRowId, NotComparable, NotLoadable, sealed
 from backupd.redact import Secret
 from tests.leak_watch import Planted
 from tests.parts.postgres import Database
@@ -724,8 +727,17 @@ REFUSED: dict[str, Callable[[], object]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_database_is_never_asked_to_compare_what_it_cannot_read(engine: Engine, name: str) -> None:
-    with Session(engine) as session, pytest.raises(NotComparable, match=r"Numbered\.totp_secret is encrypted"):
+    refused = pytest.raises(NotComparable, match=r"Numbered\.totp_secret is encrypted.* select the object")
+    with Session(engine) as session, refused:
         session.execute(REFUSED[name]())  # type: ignore[call-overload]  # a statement, if it was not refused before
+
+
+@pytest.mark.parametrize("option", [load_only, defer, undefer])
+@pytest.mark.parametrize("model", [Moving, aliased(Moving)])
+def test_loader_options_name_the_columns_that_they_take(option: Callable[[Any], Any], model: Any) -> None:
+    columns = r"Moving\)?\.totp_secret_sealed and (aliased\()?Moving\)?\.totp_plain"
+    with pytest.raises(NotLoadable, match=rf"totp_secret is no column: load_only, defer and undefer take .*{columns}"):
+        select(model).options(option(model.totp_secret))
 
 
 def test_the_database_is_asked_who_has_a_secret(engine: Engine) -> None:
