@@ -59,12 +59,16 @@ _NEXT = {
 }
 
 
+_LOOK = "look at the rows that were left: docs/encrypting-a-column.md, step 5, says what may be done; then --stage rows --apply"
+
+
 class BothFilled(ColumnError):
     """A row holds two secrets, and nobody here knows which one its owner's phone has."""
 
     def __init__(self) -> None:
         super().__init__(
-            "both columns hold a value, and they are not the same secret", "keep the right one, and set the other to NULL"
+            "both columns hold a value, and they are not the same secret; the application uses the new column's",
+            "if the new one is right, set the former to NULL; if the former is, let the application assign it anew",
         )
 
 
@@ -150,7 +154,7 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
         tally.left,
         tally.left_rows,
         key_id=watched.key_id,
-        next=_NEXT[Stage.ROWS],
+        next=_LOOK if tally.left_rows else _NEXT[Stage.ROWS],
     )
     if report.left_rows:
         raise RowsLeft(report)

@@ -227,9 +227,8 @@ def _rows(place: _Place, both: Both, key_id: str, stage: Stage, run: Run, pace: 
     finally:
         run.note(rows_rewritten=tally.done, overtaken=tally.overtaken, rows_left=tally.left_rows)
     figures = {"rows_rewritten": tally.done, "overtaken": tally.overtaken}
-    report = Report(
-        column, "rotate", stage.value, True, figures, tally.left, tally.left_rows, key_id=key_id, next=_retire(keyring)
-    )
+    following = "look at the rows that were left; then --stage rows --apply" if tally.left_rows else _retire(keyring)
+    report = Report(column, "rotate", stage.value, True, figures, tally.left, tally.left_rows, key_id=key_id, next=following)
     if report.left_rows:
         raise RowsLeft(report)
     return report

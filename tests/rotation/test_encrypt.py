@@ -377,6 +377,8 @@ def test_a_row_with_two_secrets_is_left_and_one_with_the_same_twice_is_cleared(r
     with pytest.raises(RowsLeft) as caught:
         turn(ready, Stage.ROWS)
     assert caught.value.report.left == {"3": BothFilled().message}
+    assert caught.value.report.next.startswith("look at the rows that were left")
+    assert "finish" not in caught.value.report.next
     assert ready.database.execute("SELECT id FROM users WHERE totp_secret IS NOT NULL") == [(3,)]
     assert ready.opened() == EVERYONE | {3: seed(3, 1)}
 

@@ -213,6 +213,7 @@ def test_rows_that_cannot_be_read_are_named_and_left_and_the_rest_is_done(due: C
     report = caught.value.report
     assert caught.value.exit_code == 1
     assert report.left_rows == 2
+    assert report.next.startswith("look at the rows that were left")
     assert set(report.left) == {"5", "6"}
     assert "not an encrypted value" in report.left["5"]
     assert "is not what" in report.left["6"]
