@@ -117,7 +117,7 @@ class Secret:
 
 def secret_due(what: str, given: object) -> TypeError:
     """The error for a value of another type where `what` has to be a Secret. Of the value it tells the type alone."""
-    return TypeError(f"{what} is a Secret, not {type(given).__name__}: wrap text in Secret(…), which backupd.redact has")
+    return TypeError(f"{what} is a Secret, not {type(given).__name__}: wrap text in backupd.redact.Secret(…)")
 
 
 class _Register:

@@ -50,7 +50,7 @@ from sqlalchemy.types import NullType
 
 from backupd.columns import Cell, ColumnError
 from backupd.columns.forms import Form, form_of
-from backupd.redact import REDACTED, Secret
+from backupd.redact import REDACTED, Secret, secret_due
 
 ReadFormer = Callable[[Cell, bytes], Secret]
 """Opens a value of the former column that is not in clear; `decrypt` of a cipher is one."""
@@ -195,7 +195,7 @@ class _Sealed(hybrid_property[Secret | None]):
 
     def _set(self, instance: Any, value: Secret | None) -> None:
         if value is not None and not isinstance(value, Secret):
-            raise TypeError(f"{type(instance).__name__}.{self.__name__} takes a Secret or None: wrap the text in Secret(…)")
+            raise secret_due(f"what {type(instance).__name__}.{self.__name__} takes, if it is not None,", value)
         if not self._mapped:
             raise ModelError(
                 f"{type(instance).__name__} was mapped before sealed(…) was put on it, and would write nothing",

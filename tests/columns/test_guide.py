@@ -17,6 +17,7 @@ from sqlalchemy import Engine, create_engine, inspect, select
 from sqlalchemy.orm import Session
 
 from backupd.columns import ColumnError, forms
+from backupd.columns.keyring import Keyring
 from backupd.redact import Secret
 from tests.installation import CHECKOUT, SOURCE, Installation, installed, keep, plant
 from tests.leak_watch import Planted
@@ -201,6 +202,32 @@ def test_the_codes_of_the_guide_are_those_of_an_authenticator_and_good_once(appl
         assert not version["code_is_right"](session, user, right)
         session.expire_all()
         assert not version["code_is_right"](session, user, right)
+
+
+@pytest.mark.parametrize("page", ["encrypting-a-column.md", "columns.md"])
+def test_the_command_that_makes_a_keyring_leaves_what_is_there_and_nothing_of_its_own_when_it_fails(
+    page: str, tmp_path: Path
+) -> None:
+    [command] = re.findall(r"(?m)^umask 077\npython -c .*$", (CHECKOUT / "docs" / page).read_text())
+    file = tmp_path / "keyring.json"
+    command = re.sub(r"\S*keyring\.json$", str(file), command)
+
+    def run(script: str) -> int:
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        done = subprocess.run(
+            ["sh", "-c", script], cwd=CHECKOUT, env={"PATH": path}, capture_output=True, timeout=60, check=False
+        )
+        return done.returncode
+
+    assert run(command.replace("backupd.columns", "not_installed.columns")) != 0
+    assert run(command.replace("2026-1", "no id")) != 0
+    assert not file.exists()
+    assert run(command) == 0
+    assert file.stat().st_mode & 0o777 == 0o600
+    written = file.read_bytes()
+    assert Keyring.parse(Secret(written)).current == "2026-1"
+    assert run(command) != 0
+    assert file.read_bytes() == written
 
 
 def test_a_column_of_fernet_tokens_is_read_as_the_guide_says(application: Application, planted: Planted) -> None:

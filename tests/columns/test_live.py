@@ -135,7 +135,7 @@ def test_a_function_that_returns_no_secret_is_told_so_and_the_keys_are_not_shown
 ) -> None:
     written = FIRST.render().text()
     custodian.has = lambda: kind(written)  # type: ignore[assignment,return-value]  # what is tested
-    with pytest.raises(TypeError, match=r"function returns is a Secret, not (str|bytes): wrap text in Secret") as caught:
+    with pytest.raises(TypeError, match=r"returns is a Secret, not (str|bytes): wrap text in backupd") as caught:
         LiveKeyring(custodian.fetch).load()
     assert "keys" not in variables(caught.value)
 
