@@ -22,7 +22,8 @@ class Cell:
     """Where a value stands. A cell is part of what is authenticated, so whoever reads must spell it as whoever wrote did.
 
     `table` and `column` are the names that the configuration uses; `row_id` is the primary key as text (`str(id)`). A table is
-    `public.Users` here where SQL wants `public."Users"`: SQLAlchemy names it without the quotation marks.
+    `public.Users` here where SQL wants `public."Users"`: SQLAlchemy names it without the quotation marks. Raises TypeError for
+    an id that is no text.
     """
 
     table: str
@@ -30,6 +31,8 @@ class Cell:
     row_id: str
 
     def __post_init__(self) -> None:
+        if not isinstance(self.row_id, str):
+            raise TypeError(f"the row's id is text, not {type(self.row_id).__name__}: str(id), as PostgreSQL spells id::text")
         if '"' in self.table and _QUALIFIED.fullmatch(self.table):
             plain = _QUOTED.sub(lambda found: found[1].replace('""', '"'), self.table)
             object.__setattr__(self, "table", plain)  # it is frozen for everybody else

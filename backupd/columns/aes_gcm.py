@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from backupd.columns import Cell, Malformed, NotAuthentic
 from backupd.columns.keyring import Keyring
-from backupd.redact import Secret
+from backupd.redact import Secret, secret_due
 
 VERSION = 1
 _NONCE = 12
@@ -34,7 +34,12 @@ class AesGcm:
         return key_id(data)
 
     def encrypt(self, cell: Cell, plaintext: Secret) -> bytes:
-        """The envelope of `plaintext` for this cell; len(plaintext) + 30 + len(key id) bytes, another one at each call."""
+        """The envelope of `plaintext` for this cell; len(plaintext) + 30 + len(key id) bytes, another one at each call.
+
+        Raises TypeError for a plaintext that is no Secret.
+        """
+        if not isinstance(plaintext, Secret):
+            raise secret_due("what is encrypted", plaintext)
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
         current = self.keyring.current
@@ -64,7 +69,11 @@ def head(key_id: str) -> bytes:
 
 
 def key_id(data: bytes) -> str:
-    """The id of the key that this envelope names; needs no key. Raises Malformed."""
+    """The id of the key that this envelope names; needs no key. Raises Malformed, and TypeError for NULL and for text."""
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"an encrypted value is bytes, not {type(data).__name__}: where the column is NULL there is none to open"
+        )
     if not data:
         raise Malformed("it is empty")
     if data[0] != VERSION:

@@ -40,8 +40,10 @@ class Told:
 def form_of(stored: bytes | str) -> Told:
     """The form of a value as the database gave it, from a BYTEA or a text column. NULL is no value: do not ask.
 
-    It looks at the outside: that a value has a cipher's form does not mean that it opens.
+    It looks at the outside: that a value has a cipher's form does not mean that it opens. Raises TypeError for NULL.
     """
+    if not isinstance(stored, str | bytes | bytearray | memoryview):
+        raise TypeError(f"a value is text or bytes, not {type(stored).__name__}: where the column is NULL there is none")
     data = stored.encode("utf-8", "surrogateescape") if isinstance(stored, str) else bytes(stored)
     if not data.strip():
         return Told(Form.EMPTY)

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Any
 
 from backupd.columns import KeysUnusable, RetiredKey, UnknownKey
-from backupd.redact import Secret
+from backupd.redact import Secret, secret_due
 
 KEY_BYTES = 32
 _KEY_ID = re.compile(r"[A-Za-z0-9._-]{1,32}")
@@ -61,7 +61,9 @@ class Keyring:
 
     @classmethod
     def parse(cls, secret: Secret) -> Keyring:
-        """The keyring that this JSON says. Raises KeysUnusable."""
+        """The keyring that this JSON says. Raises KeysUnusable, and TypeError for what is no Secret."""
+        if not isinstance(secret, Secret):
+            raise secret_due("a keyring's JSON", secret)
         try:
             return _parsed(secret)
         except KeysUnusable as error:
@@ -142,6 +144,8 @@ class FernetKeys:
     @classmethod
     def parse(cls, secret: Secret) -> FernetKeys:
         """Keys parted by commas or line ends. Raises KeysUnusable. (A key is base64 of 32 bytes: 44 characters.)"""
+        if not isinstance(secret, Secret):
+            raise secret_due("a list of Fernet keys", secret)
         try:
             return cls(_fernet_keys(secret))
         except KeysUnusable as error:

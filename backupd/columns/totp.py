@@ -18,7 +18,7 @@ from enum import StrEnum
 from urllib.parse import quote
 
 from backupd.columns import SeedInvalid
-from backupd.redact import Secret
+from backupd.redact import Secret, secret_due
 
 LENGTH = 20  # bytes of a new seed: the length of SHA-1's output, as RFC 4226, section 4, recommends
 SHORTEST = 10  # bytes; what the first authenticator apps used. RFC 4226, section 4, asks for 16
@@ -87,8 +87,10 @@ def provisioning_uri(seed: Secret, account: str, issuer: str, parameters: Parame
 def decode_seed(text: Secret) -> Seed:
     """The seed that this base32 says; spaces, hyphens, lower case and missing padding are as apps take them.
 
-    Raises SeedInvalid: empty, other characters, or a length that base32 never has.
+    Raises SeedInvalid: empty, other characters, or a length that base32 never has; and TypeError for what is no Secret.
     """
+    if not isinstance(text, Secret):
+        raise secret_due("a seed", text)
     read = _read(text)
     if isinstance(read, Seed):
         return read
@@ -125,7 +127,9 @@ def _read(text: Secret) -> Seed | str:
 
 
 def hotp(key: Secret, counter: int, parameters: Parameters = STANDARD) -> str:
-    """The code of this counter: RFC 4226, section 5.3."""
+    """The code of this counter: RFC 4226, section 5.3. Raises TypeError for a key that is no Secret."""
+    if not isinstance(key, Secret):
+        raise secret_due("the key of codes, decode_seed(…).key,", key)
     digest = hmac.digest(key.reveal(), counter.to_bytes(8, "big"), parameters.algorithm.value)
     offset = digest[-1] & 0x0F
     number = int.from_bytes(digest[offset : offset + 4], "big") & 0x7FFFFFFF
@@ -148,8 +152,10 @@ def accepted_step(
     """The time step whose code `given` is, if it is later than `after`, the last one that was accepted; else None.
 
     Clocks may differ by `window` periods. Looks at all of them, in constant time. Where a code is that of two steps, the later
-    one is told, so that it is spent for both.
+    one is told, so that it is spent for both. Raises TypeError for a code that is no text.
     """
+    if not isinstance(given, str):
+        raise TypeError(f"a code is text as it was typed, not {type(given).__name__}: a number has lost its leading zeros")
     typed = given.encode("utf-8", "replace")
     accepted = None
     for step in _window(at, parameters, window):

@@ -2,6 +2,7 @@
 
 import re
 import struct
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -183,3 +184,21 @@ def test_what_has_not_the_form_is_malformed(data: bytes) -> None:
     assert SEED not in str(caught.value)
     with pytest.raises(Malformed):
         CIPHER.decrypt(CELL, data)
+
+
+@pytest.mark.parametrize("given_id", [42, None])
+def test_the_id_of_a_row_is_text(given_id: Any) -> None:
+    with pytest.raises(TypeError, match=rf"the row's id is text, not {type(given_id).__name__}: str\(id\)"):
+        Cell("users", "totp_secret", given_id)
+
+
+def test_what_is_encrypted_is_a_secret() -> None:
+    seed: Any = SEED
+    with pytest.raises(TypeError, match="what is encrypted is a Secret, not str"):
+        CIPHER.encrypt(CELL, seed)
+
+
+@pytest.mark.parametrize("stored", [None, "text"])
+def test_what_is_decrypted_is_bytes(stored: Any) -> None:
+    with pytest.raises(TypeError, match=f"an encrypted value is bytes, not {type(stored).__name__}: where the column is NULL"):
+        CIPHER.decrypt(CELL, stored)

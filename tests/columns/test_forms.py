@@ -1,6 +1,7 @@
 """Values in every form that a column may hold while it is migrated, told apart without a key."""
 
 from base64 import b32encode
+from typing import Any
 
 import pytest
 from cryptography.fernet import Fernet
@@ -68,3 +69,9 @@ def test_a_damaged_envelope_is_no_plaintext() -> None:
 def test_every_value_has_one_form(data: bytes) -> None:
     told = form_of(data)
     assert (told.key_id is not None) == (told.form is Form.AES_256_GCM)
+
+
+def test_null_has_none() -> None:
+    null: Any = None
+    with pytest.raises(TypeError, match="a value is text or bytes, not NoneType: where the column is NULL there is none"):
+        form_of(null)

@@ -265,6 +265,8 @@ def test_psycopg_alone_does_what_the_model_does(application: Application) -> Non
         assert shown in {before, authenticator.at(datetime.now(UTC))}
         [(other,)] = connection.execute("SELECT id FROM users WHERE email = 'b@clinic.example'").fetchall()
         assert len(version["current_code"](connection, other)) == 6
+        [(nobody,)] = connection.execute("INSERT INTO users (email) VALUES ('c@clinic.example') RETURNING id").fetchall()
+        assert version["current_code"](connection, nobody) is None
         [(envelope,)] = connection.execute("SELECT totp_secret_sealed FROM users WHERE id = %s", (row_id,)).fetchall()
         assert forms.form_of(envelope) == forms.Told(forms.Form.AES_256_GCM, "2026-1")
         connection.execute("UPDATE users SET totp_secret_sealed = %s WHERE id = %s", (envelope, other))

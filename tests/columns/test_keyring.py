@@ -3,7 +3,9 @@
 import json
 import traceback
 from base64 import b64encode
+from collections.abc import Callable
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -219,3 +221,9 @@ def test_a_passphrase_loses_only_its_line_end() -> None:
 def test_no_passphrase_is_refused(data: bytes) -> None:
     with pytest.raises(KeysUnusable):
         passphrase(Secret(data))
+
+
+@pytest.mark.parametrize("parse", [Keyring.parse, FernetKeys.parse])
+def test_keys_come_in_a_secret(parse: Callable[[Any], object]) -> None:
+    with pytest.raises(TypeError, match="is a Secret, not str: wrap text in"):
+        parse(FERNET)

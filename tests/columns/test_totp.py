@@ -2,7 +2,9 @@
 
 import hashlib
 from base64 import b32encode
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pyotp
 import pytest
@@ -318,3 +320,25 @@ def test_new_seeds_are_160_random_bits_and_the_uri_does_not_print() -> None:
     assert len(first) == 32
     assert len(decode_seed(first).key) == 20
     assert "otpauth" not in repr(provisioning_uri(first, "a", "b"))
+
+
+@pytest.mark.parametrize("given_code", [123456, None, b"123456"])
+def test_a_code_is_text(given_code: Any) -> None:
+    with pytest.raises(TypeError, match=f"a code is text as it was typed, not {type(given_code).__name__}"):
+        verify(KEY, given_code, datetime(2026, 1, 1, tzinfo=UTC))
+
+
+SEED_AS_TEXT: Any = "JBSWY3DPEHPK3PXP"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: decode_seed(SEED_AS_TEXT),
+        lambda: provisioning_uri(SEED_AS_TEXT, "a", "Clinic"),
+        lambda: code(SEED_AS_TEXT, datetime(2026, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_a_seed_is_a_secret(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match="is a Secret, not str: wrap text in"):
+        make()
