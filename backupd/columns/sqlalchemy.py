@@ -371,9 +371,17 @@ class _Sealed(hybrid_property[Secret | None]):
             setattr(instance, self._attribute, self._seal(instance, row_id, value.secret))
         elif value is not None and self._attribute in inspect(instance).committed_state:
             self._check_belongs(instance, row_id, value)
-        elif not self._same_row(instance, row_id) and (value := getattr(instance, self._attribute)) is not None:
-            # In the row of another id its bytes would open for nobody.
+        elif not self._same_row(instance, row_id):
+            self._bind_anew(instance, row_id)
+
+    def _bind_anew(self, instance: Any, row_id: object) -> None:
+        """The row gets another id, in which the bytes of the one before would open for nobody."""
+        if (value := getattr(instance, self._attribute)) is not None:
             setattr(instance, self._attribute, self._seal(instance, row_id, self._open(instance, value)))
+        elif self._former is not None and (secret := self._get_former(instance, self._former)) is not None:
+            # It may have been moved since it was loaded, and then it is bound to the id before.
+            self._set(instance, secret)
+            setattr(instance, self._attribute, self._seal(instance, row_id, secret))
 
     def _waiting(self, instance: Any) -> Secret | None:
         return _WAITING.get(inspect(instance), {}).get(self._attribute)

@@ -1066,6 +1066,22 @@ def test_what_is_assigned_to_a_row_that_was_moved_meanwhile_counts(engine: Engin
     assert stored(engine, "SELECT FROM moving WHERE totp_secret IS NOT NULL") == []
 
 
+def test_a_row_that_was_moved_meanwhile_may_get_another_id(engine: Engine) -> None:
+    """Its value is bound to the id before, and the object knows only what it loaded."""
+    with Session(engine) as session:
+        session.add(Moving(id=1, totp_plain="AAAAAAAAAAAAAAAA"))
+        session.commit()
+        row = session.get_one(Moving, 1)
+        assert row.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+        envelope = KEYS.encrypt(Cell("moving", "totp_secret_sealed", "1"), Secret("AAAAAAAAAAAAAAAA"))
+        with engine.begin() as other:
+            other.execute(text("UPDATE moving SET totp_secret_sealed = :sealed, totp_secret = NULL"), {"sealed": envelope})
+        row.id = 2
+        session.commit()
+        assert row.totp_secret == Secret("AAAAAAAAAAAAAAAA")
+    assert stored(engine, "SELECT id, totp_secret FROM moving") == [(2, None)]
+
+
 class MovingApart(DeclarativeBase):
     pass
 
