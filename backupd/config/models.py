@@ -243,7 +243,11 @@ class Totp(Table):
     table: Text = Field(description='`users` or `schema.users`, quoted where SQL wants that: `public."Users"`.')
     id_column: Text = Field(description="The primary key.")
     column: Text = Field(description="The encrypted secrets.")
-    enrolled: Text | None = Field(None, description="A boolean column: the rows for which it is true must have a secret.")
+    enrolled: Text | None = Field(
+        None,
+        description="A boolean column: the rows for which it is true must have a secret. With one of text a restore test "
+        "fails, and its report quotes a value.",
+    )
     cipher: Literal["aes-256-gcm", "fernet", "pgcrypto"] = Field(description="How the column is encrypted.")
     keys: SecretRef = Field(description="The column keys; they may have nothing in common with the keys that open backups.")
     archive: SecretRef | None = Field(

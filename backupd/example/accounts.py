@@ -58,13 +58,14 @@ class Accounts:
         """
         user_id = self._authenticated(email, password).id
         seed = totp.new_seed()
+        uri = totp.provisioning_uri(seed, email, ISSUER)  # first, for it refuses some names
         with self._session() as session, session.begin():
             user = session.get_one(self.model, user_id, with_for_update=True)
             if user.is_totp_enabled:
                 raise Conflict("a second factor is in force")
             user.totp_secret = seed
             user.last_totp_step = None
-        return totp.provisioning_uri(seed, email, ISSUER)
+        return uri
 
     def confirm(self, email: str, password: Secret, code: str) -> None:
         """Put the second factor in force, with the first code of its authenticator. Raises Denied, Conflict."""

@@ -202,6 +202,12 @@ def test_the_codes_of_the_guide_are_those_of_an_authenticator_and_good_once(appl
         assert not version["code_is_right"](session, user, right)
         session.expire_all()
         assert not version["code_is_right"](session, user, right)
+        another = version["User"](email="b:c@clinic.example")
+        session.add(another)
+        session.commit()
+        with pytest.raises(ValueError, match="without a colon"):
+            version["enrol"](session, another)
+        assert another.totp_secret is None, "nobody is enrolled whose authenticator got no address"
 
 
 @pytest.mark.parametrize("page", ["encrypting-a-column.md", "columns.md"])
