@@ -460,6 +460,14 @@ class _NullOnly(Comparator[Any]):
         model = self._name.partition(".")[0]
         raise NotLoadable(self._name, " and ".join(f"{model}.{name}" for name in self._names))
 
+    def _bulk_dml_setter(self, key: str) -> Callable[..., NoReturn]:
+        """What SQLAlchemy asks, from 2.1 on, when a bulk statement names the attribute. Before, it takes no notice of it."""
+
+        def refuse(_: Any) -> NoReturn:
+            raise NotComparable(self._name)
+
+        return refuse
+
     def operate(self, op: Any, *other: Any, **_: Any) -> ColumnElement[Any]:
         if len(other) == 1 and other[0] is None and op in (operators.is_, operators.eq):
             return and_(*(column.is_(None) for column in self._columns))
