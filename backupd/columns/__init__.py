@@ -1,7 +1,8 @@
 """Encrypted columns: what an application writes into them, and what a drill must be able to read from a restored database.
 
 Importable without the rest of backupd; `cryptography` is imported by the first cell that is opened. Keys go in and plaintext
-comes out as `Secret`. Nothing here knows a backup or a file, or opens a connection; only `sqlalchemy.py` knows of databases.
+comes out as `Secret`. Nothing here knows a backup or a file, or opens a connection; of databases only `sqlalchemy.py`
+and its `sealed_sql.py` know.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ statement, no parameter and no error. Knows no table beside its own, and opens n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 from uuid import UUID
 from weakref import WeakKeyDictionary
 
@@ -26,30 +26,29 @@ from sqlalchemy import (
     CHAR,
     NCHAR,
     Column,
-    ColumnElement,
     Connection,
-    Dialect,
     Enum,
     Integer,
     LargeBinary,
     String,
     TypeDecorator,
     Uuid,
-    and_,
     event,
     inspect,
-    or_,
     update,
 )
-from sqlalchemy.exc import DontWrapMixin
 from sqlalchemy.ext.hybrid import Comparator, hybrid_property
 from sqlalchemy.orm import InstanceState, Mapper, QueryContext
 from sqlalchemy.orm.attributes import QueryableAttribute, flag_modified, set_committed_value
-from sqlalchemy.sql import operators
 from sqlalchemy.types import NullType
 
 from backupd.columns import Cell, ColumnError
 from backupd.columns.forms import Form, form_of
+from backupd.columns.sealed_sql import Envelope as Envelope
+from backupd.columns.sealed_sql import NotComparable as NotComparable
+from backupd.columns.sealed_sql import NotLoadable as NotLoadable
+from backupd.columns.sealed_sql import NotSealed as NotSealed
+from backupd.columns.sealed_sql import NullOnly, not_loadable
 from backupd.redact import REDACTED, Secret, secret_due
 
 ReadFormer = Callable[[Cell, bytes], Secret]
@@ -67,36 +66,6 @@ class Sealer(Protocol):
     def encrypt(self, cell: Cell, plaintext: Secret) -> bytes: ...
 
     def decrypt(self, cell: Cell, data: bytes) -> Secret: ...
-
-
-class NotComparable(ColumnError):
-    """The database was asked to compare, sort, select or set what it cannot read."""
-
-    def __init__(self, attribute: str) -> None:
-        super().__init__(
-            f"{attribute} is encrypted, and the database can only tell whether it is NULL: find the row by another column,"
-            " select the object, and read its attribute or assign to it",
-            "select(User) in place of select(User.totp_secret), user.totp_secret = … of update(User).values(totp_secret=…)",
-        )
-
-
-class NotLoadable(ColumnError):
-    """A loader option was given the attribute, which is no column."""
-
-    def __init__(self, attribute: str, columns: str) -> None:
-        super().__init__(
-            f"{attribute} is no column: load_only, defer and undefer take {columns}", "these options take columns alone"
-        )
-
-
-class NotSealed(ColumnError, DontWrapMixin):
-    """A statement would write something else than an encrypted value. Not wrapped by SQLAlchemy, which would show it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            "a statement would write what is not encrypted into a column for encrypted values",
-            "assign a Secret to the attribute of the object, and let the session write it",
-        )
 
 
 class ModelError(ColumnError):
@@ -128,23 +97,6 @@ def sealed(
     NULL: as it stands if it is in clear, else by `read_former`. Each assignment writes the sealed one and empties it.
     """
     return _Sealed(attribute, keys, table, former, read_former)
-
-
-class Envelope(TypeDecorator[bytes]):
-    """LargeBinary (in PostgreSQL BYTEA) that takes encrypted values only; `sealed` puts it in the place of its column's type.
-
-    So a statement that goes around the object writes nothing in clear. It looks at the form, not whether the value opens.
-    """
-
-    impl = LargeBinary
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: Dialect) -> bytes | None:
-        if value is None:
-            return None
-        if not isinstance(value, bytes | bytearray | memoryview) or form_of(bytes(value)).form is not Form.AES_256_GCM:
-            raise NotSealed
-        return bytes(value)
 
 
 class _Unsealed:
@@ -259,13 +211,13 @@ class _Sealed(hybrid_property[Secret | None]):
 
     def _compare(self, owner: type[Any]) -> Comparator[Secret | None]:
         names = [name for name in (self._attribute, self._former) if name is not None]
-        return _NullOnly(f"{owner.__name__}.{self.__name__}", [getattr(owner, name) for name in names], names)
+        return NullOnly(f"{owner.__name__}.{self.__name__}", [getattr(owner, name) for name in names], names)
 
     def __get__(self, instance: Any, owner: Any) -> Any:
         found = super().__get__(instance, owner)
         if instance is None and isinstance(found, QueryableAttribute):
             # What load_only asks first. On the class, which SQLAlchemy makes for this property, for an alias makes another one.
-            type(found)._column_strategy_attrs = _not_loadable  # type: ignore[method-assign,assignment]
+            type(found)._column_strategy_attrs = not_loadable  # type: ignore[method-assign,assignment]
         return found
 
     # --------------------------------------------------------------------------------------------------------- mapped
@@ -443,47 +395,6 @@ def _tell_what_is_mapped(mapper: Mapper[Any], class_: type[Any]) -> None:
     for name, value in found.items():
         if isinstance(value, _Sealed):
             value.mapped(mapper, name)
-
-
-class _NullOnly(Comparator[Any]):
-    """What a query may know of an encrypted attribute: whether it is NULL."""
-
-    def __init__(self, name: str, columns: list[Any], names: list[str]) -> None:
-        super().__init__(columns[0])
-        self._name = name
-        self._columns = columns
-        self._names = names
-
-    @property
-    def prop(self) -> NoReturn:  # type: ignore[override]
-        """What defer and undefer ask for."""
-        model = self._name.partition(".")[0]
-        raise NotLoadable(self._name, " and ".join(f"{model}.{name}" for name in self._names))
-
-    def _bulk_dml_setter(self, key: str) -> Callable[..., NoReturn]:
-        """What SQLAlchemy asks, from 2.1 on, when a bulk statement names the attribute. Before, it takes no notice of it."""
-
-        def refuse(_: Any) -> NoReturn:
-            raise NotComparable(self._name)
-
-        return refuse
-
-    def operate(self, op: Any, *other: Any, **_: Any) -> ColumnElement[Any]:
-        if len(other) == 1 and other[0] is None and op in (operators.is_, operators.eq):
-            return and_(*(column.is_(None) for column in self._columns))
-        if len(other) == 1 and other[0] is None and op in (operators.is_not, operators.ne):
-            return or_(*(column.is_not(None) for column in self._columns))
-        raise NotComparable(self._name)
-
-    def reverse_operate(self, op: Any, other: Any, **_: Any) -> NoReturn:
-        raise NotComparable(self._name)
-
-    def __clause_element__(self) -> NoReturn:
-        raise NotComparable(self._name)
-
-
-def _not_loadable(attribute: QueryableAttribute[Any]) -> Any:
-    return attribute.comparator.prop  # which raises
 
 
 def _stored_id(instance: Any) -> object:
