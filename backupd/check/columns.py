@@ -91,7 +91,7 @@ def _aged(parts: Parts, source: str, column: Totp, now: datetime, area: str) -> 
             'add it to the keyring: "created": {"ID": "YYYY-MM-DD"}',
         )
         return
-    if age.days < 0:
+    if age.days < 0 and not age.at_least:
         yield problem(
             area,
             f"the keyring says that the current key {age.key_id} of {where} was made on a day that has not come",
