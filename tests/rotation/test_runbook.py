@@ -52,7 +52,7 @@ def run(clinic: Installation, line: str) -> Completed | None:
     words = shlex.split(line)
     if words[0] == "backupd":
         return clinic.run(*words[1:])
-    subprocess.run(words, cwd=clinic.directory, check=True, env=clinic.environment())
+    subprocess.run(["sh", "-c", line], cwd=clinic.directory, check=True, env=clinic.environment())
     return None
 
 
@@ -69,6 +69,16 @@ def test_the_commands_of_the_page_do_what_it_says(clinic: Installation) -> None:
     assert (kept.current, kept.retired) == ("2027-1", (KEY_ID,))
     [status] = clinic.run("columns", "status", "--json").ok().json
     assert status["key_ids"] == ["2027-1"]
+
+
+def test_an_archive_that_is_there_is_not_begun_again(clinic: Installation) -> None:
+    [begin] = [line for block in blocks("sh") for line in block.splitlines() if "install" in line]
+    run(clinic, begin)
+    archive = keep(clinic.directory / "secrets" / "archive.json", Keyring.generate("2025-1").render().reveal())
+    before = archive.read_bytes()
+    with pytest.raises(subprocess.CalledProcessError):
+        run(clinic, begin)
+    assert archive.read_bytes() == before
 
 
 def test_every_form_and_stage_is_on_the_page() -> None:
