@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from base64 import b64encode
@@ -341,6 +342,21 @@ def keep(path: Path, data: bytes) -> Path:
     path.touch(mode=0o600)
     path.write_bytes(data)
     return path
+
+
+def edited(configuration: str, fragment: str) -> str:
+    """The fragment's lines in their tables, in the place of those for the same keys; all others stay. Each key has one line."""
+    tables = re.split(r"(?m)^(?=\[)", configuration)
+    for text in re.split(r"(?m)^(?=\[)", fragment):
+        head, _, lines = text.partition("\n")
+        there = [index for index, each in enumerate(tables) if re.match(r"\[\w", head) and each.startswith(f"{head}\n")]
+        if not there:
+            tables.append(f"\n{text}")
+        for index in there:
+            keys = "|".join(re.findall(r"(?m)^(\w+) =", lines))
+            kept = re.sub(rf"(?m)^(?:{keys}) = .*\n", "", tables[index])
+            tables[index] = f"{kept.rstrip()}\n{lines}\n"
+    return "".join(tables)
 
 
 def _store_table(directory: Path, secrets: Secrets, store: S3Server | AzureServer | None) -> str:

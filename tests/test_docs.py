@@ -30,6 +30,7 @@ from backupd.config import load
 from backupd.config.models import Config
 from backupd.drill import RESTORE
 from backupd.redact import Secret
+from tests.installation import edited
 from tests.parts.postgres import Database, postgres_bin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,11 +149,8 @@ def fragments() -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "fragment"), [pytest.param(*each, id=f"{each[0]}-{n}") for n, each in enumerate(fragments())])
 def test_every_piece_of_configuration_in_a_document_loads(tmp_path: Path, name: str, fragment: str) -> None:
-    """In the README's configuration, in the place of the tables that it replaces."""
-    replaced = set(re.findall(r"(?m)^\[([^\[\]]+)\]", fragment))
-    tables = re.split(r"(?m)^(?=\[)", readme_configuration())
-    kept = [each for each in tables if each[1:].partition("]")[0] not in replaced]
-    configured(tmp_path, "".join(kept) + fragment)
+    """In the README's configuration, its lines in the place of those for the same."""
+    configured(tmp_path, edited(readme_configuration(), fragment))
 
 
 def test_the_reference_documents_are_not_stale() -> None:

@@ -20,7 +20,7 @@ import pytest
 
 from backupd.columns.keyring import Keyring
 from tests.e2e.processes import wait_for
-from tests.installation import CHECKOUT, KEY_ID, SOURCE, Installation, installed, keep, plant
+from tests.installation import CHECKOUT, KEY_ID, SOURCE, Installation, edited, installed, keep, plant
 from tests.leak_watch import Planted
 from tests.parts.openbao import OpenBao, running_openbao
 from tests.parts.postgres import PostgresServer, postgres_bin
@@ -109,13 +109,10 @@ class Night:
         return shown
 
     def _write(self, fragment: str) -> None:
-        """As somebody with an editor: the fragment's tables in the place of those that are there."""
+        """As somebody with an editor."""
         [path] = [Path(each.partition("=")[2]) for each in self.settings if each.startswith("export BACKUPD_CONFIG=")][-1:]
         there = path.read_text() if path.exists() else ""
-        replaced = set(re.findall(r"(?m)^\[([^\[\]]+)\]", fragment))
-        tables = re.split(r"(?m)^(?=\[)", there)
-        kept = [each for each in tables if each[1:].partition("]")[0] not in replaced]
-        path.write_text("".join(kept) + "\n" + fragment)
+        path.write_text(edited(there, fragment))
         tomllib.loads(path.read_text())
 
 
@@ -244,8 +241,13 @@ def test_rotate_the_escrow_key(night: Night) -> None:
 
 
 def test_rotate_the_signing_key(night: Night) -> None:
+    (night.clinic.keys / "escrow.pub.asc").rename(night.clinic.keys / "escrow-2027.pub.asc")  # that key was changed before
+    recipients = ["keys/operations.pub.asc", "keys/escrow-2027.pub.asc"]
+    night.clinic.tables["encryption"] = night.clinic.tables["encryption"].replace("/escrow.", "/escrow-2027.")
+    night.clinic.configure()
     night.clinic.back_up()
     shown = night.follow(steps(page("rotate-the-signing-key.md")))
+    assert tomllib.loads(night.clinic.config.read_text())["encryption"]["recipients"] == recipients
     assert states(shown) == ["committed"] * 3  # one by the host that restores before the change, two after it
     assert "cannot be believed" not in shown
     assert not (night.clinic.directory / "secrets" / "signing.sec.asc").exists()
