@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from backupd.columns.keyring import Keyring
+from backupd.redact import Secret
 from tests.e2e.processes import wait_for
 from tests.installation import CHECKOUT, KEY_ID, SOURCE, Installation, edited, installed, keep, plant
 from tests.leak_watch import Planted
@@ -324,7 +325,7 @@ def test_lost_keys(night: Night) -> None:
     archive = keyring.with_name("archive.json")
     assert (Path(night.places["/media/safe"]) / "escrow.sec.asc").exists()
     keyring.rename(Path(night.places["/media/usb"]) / "keyring.json")
-    night.follow(steps(text, "## B. A column key of which there is a copy"))
+    night.follow(steps(text, "## B. A column key of which there is a copy")[:-1], CURRENT=KEY_ID)
     other = Keyring.generate("2027-1").render().reveal()
     keep(keyring, other)
     keep(archive, other)
@@ -345,8 +346,26 @@ def test_a_lost_archive_comes_back_and_the_keyring_beside_it_is_not_written_over
         night.follow(found[:3])
     assert keyring.read_bytes() == only_copy
     assert not archive.exists()
-    night.follow(found[2:], MISSING=str(archive))
+    night.follow(found[2:4], MISSING=str(archive))
     assert keyring.read_bytes() == only_copy
+
+
+def test_a_retired_key_is_not_current_again_when_the_archive_comes_back_as_the_keyring(night: Night) -> None:
+    night.clinic.run("columns", "rotate", SOURCE, "--to", "2027-1", "--stage", "all", "--apply").ok()
+    night.clinic.run("columns", "retire", SOURCE, "--key", KEY_ID, "--apply").ok()
+    night.clinic.back_up()
+    keyring = night.clinic.directory / "secrets" / "keyring.json"
+    archive = json.loads(keyring.with_name("archive.json").read_text()) | {"current": KEY_ID}  # as it was begun
+    keep(keyring.with_name("archive.json"), json.dumps(archive).encode())
+    keyring.unlink()
+    night.follow(
+        steps(page("lost-key.md"), "## B. A column key of which there is a copy"),
+        COPY=str(keyring.with_name("archive.json")),
+        CURRENT="2027-1",
+        OTHER=KEY_ID,
+    )
+    ring = Keyring.parse(Secret(keyring.read_bytes()))
+    assert (ring.current, list(ring.keys), ring.retired) == ("2027-1", ["2027-1"], (KEY_ID,))
 
 
 # ------------------------------------------------------------------------------------------------------------ custodians
