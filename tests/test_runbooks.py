@@ -207,6 +207,13 @@ def test_no_command_escapes_the_tests_below() -> None:
         assert f'steps(page("{name}"))' in tests or [each for each in commanding if each not in tests] == []
 
 
+def test_a_variable_means_the_same_wherever_a_page_sets_it() -> None:
+    """Pages and their parts are typed into one shell, and what one has set the next one takes."""
+    texts = re.sub(r"(?m)^export ", "", "".join(map(page, PAGES)))
+    for name in sorted(set(re.findall(r"\$\{([A-Z_]+):", texts))):
+        assert len(set(re.findall(rf"(?m)^{name}=.*$", texts))) == 1, name
+
+
 # ------------------------------------------------------------------------------------------------------------ rotations
 
 
@@ -264,7 +271,7 @@ def test_key_compromise_first_and_the_signing_key(night: Night) -> None:
     night.follow(steps(text, "## First, whatever it was"), HEAD=head)
     night.follow(steps(signing)[:-1])
     last = steps(text, "## B. The signing key")
-    end = night.follow(last, BEFORE=before, STORE=str(night.clinic.store))
+    end = night.follow(last, NEEDED=before, STORE=str(night.clinic.store))
     assert states(end) == ["damaged", "committed"]
     assert night.clinic.store is not None
     with pytest.raises(AssertionError, match="No such file"):
@@ -290,13 +297,14 @@ def test_key_compromise_names_a_forged_backup_and_goes_on_when_it_is_moved_away(
     assert f"follows {forged}" in clinic.run("list", SOURCE).stderr
 
 
-def test_key_compromise_of_a_backup_key(night: Night) -> None:
+@pytest.mark.parametrize("key", ["operations", "escrow"])
+def test_key_compromise_of_a_backup_key(night: Night, key: str) -> None:
     with_certificate = Path(night.places["/media/usb"])
     night.clinic.run("keys", "generate", "--directory", str(with_certificate / "made")).ok()
-    (with_certificate / "made" / "operations.rev.asc").rename(with_certificate / "operations.rev.asc")
-    shutil.copy(with_certificate / "made" / "operations.pub.asc", night.clinic.keys)
-    night.follow(steps(page("key-compromise.md"), "## A. A key that opens backups"))
-    shutil.copy(with_certificate / "operations-revoked.pub.asc", night.clinic.keys / "operations.pub.asc")
+    (with_certificate / "made" / f"{key}.rev.asc").rename(with_certificate / f"{key}.rev.asc")
+    shutil.copy(with_certificate / "made" / f"{key}.pub.asc", night.clinic.keys)
+    night.follow(steps(page("key-compromise.md"), "## A. A key that opens backups"), KEY=key)
+    shutil.copy(with_certificate / f"{key}-revoked.pub.asc", night.clinic.keys / f"{key}.pub.asc")
     refused = night.clinic.run("backup", SOURCE)
     assert refused.code != 0
     assert "revoked" in refused.stderr
@@ -433,8 +441,16 @@ def test_key_compromise_of_a_login(night: Night, bao: OpenBao) -> None:
     refused = night.clinic.run("check")
     assert refused.code == 1
     night.follow(part[2:], BAO_ADDR=bao.address, BAO_TOKEN=bao.root_token)
-    keep(night.clinic.directory / "secrets" / "vault-drills", (Path(night.places["/dev/shm"]) / "secret-id").read_bytes())
     night.clinic.run("check").ok()
+    assert not list(Path(night.places["/dev/shm"]).iterdir())
+
+
+def test_key_compromise_of_a_login_says_that_a_sealed_vault_ended_none(night: Night, bao: OpenBao) -> None:
+    bao.ask("PUT", "sys/seal", {})
+    ending = steps(page("key-compromise.md"), "## D. A login to Vault")[:1]
+    with pytest.raises(AssertionError, match="sealed") as failed:
+        night.follow(ending, BAO_ADDR=bao.address, BAO_TOKEN=bao.root_token)
+    assert "Traceback" not in str(failed.value)
 
 
 # -------------------------------------------------------------------------------------------------------------- restores
