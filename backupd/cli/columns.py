@@ -229,7 +229,8 @@ def _show_status(found: list[Status]) -> None:
             click.echo(
                 printable(
                     f"no application reads what names {', '.join(each.lacking)} in {each.column.name}: bring it under the"
-                    f" current key, with the archive at hand: `backupd columns rotate {each.column.source}`"
+                    " current key, whose id is ID, with the archive at hand:"
+                    f" `backupd columns rotate {each.column.source} --to ID --stage rows --apply`"
                 ),
                 err=True,
             )

@@ -160,6 +160,7 @@ def test_an_old_backup_that_was_restored_is_told_of_everywhere_and_brought_under
     told = clinic.run("columns", "status")
     assert told.code == 1
     assert f"no application reads what names {KEY_ID} in users.totp_secret" in told.stderr
+    assert f"`backupd columns rotate {SOURCE} --to ID --stage rows --apply`" in told.stderr
     lines = clinic.run("check", "--json").json["lines"]
     [lacking] = [line for line in lines if f"users.totp_secret name {KEY_ID}, and the keyring has no such key" in line["text"]]
     assert lacking["state"] == "problem"
