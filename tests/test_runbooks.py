@@ -485,3 +485,16 @@ def test_release_a_session_key(night: Night) -> None:
     assert len(set(codes)) == 1
     assert len(codes) >= 2
     assert not list(Path(night.places["/dev/shm"]).glob("*.key"))
+
+
+def test_release_a_session_key_after_the_signing_key_was_changed(night: Night) -> None:
+    night.clinic.back_up()
+    night.follow(steps(page("rotate-the-signing-key.md")))
+    shutil.copy(night.clinic.keys / "signing-2027.pub.asc", night.places["/srv/safe"])
+    text = page("release-a-session-key.md")
+    with pytest.raises(AssertionError, match="with one --signer for each"):
+        night.follow(steps(text))
+    shutil.rmtree(night.places["/dev/shm"])
+    Path(night.places["/dev/shm"]).mkdir(mode=0o700)
+    [added] = re.findall(r"add `(--signer \S+)`", text)
+    night.follow(steps(re.sub(r"(--signer \S+) ?(?=--secret-key|\n)", rf"\1 {added} ", text)))

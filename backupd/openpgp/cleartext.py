@@ -27,7 +27,10 @@ _MESSAGE = b"-----BEGIN PGP SIGNED MESSAGE-----\n"
 _SIGNATURE = b"-----BEGIN PGP SIGNATURE-----\n\n"
 _END = b"-----END PGP SIGNATURE-----\n"
 _CUT = b"\n" + _SIGNATURE
-_NOT_PINNED = "only the pinned signing keys count: if yours was changed, name the old one too, in [encryption] signers"
+_NOT_PINNED = (
+    "only pinned signing keys count: if yours was changed, name the old one and the new one,"
+    " in [encryption] signers or with one --signer for each"
+)
 _STRAY = re.compile(rb"\n-(?! )")
 _BAD = {
     "BADSIG": "the signed text was changed",
