@@ -119,8 +119,6 @@ def _run(arguments: list[str]) -> int:
         if "--debug" in arguments:
             _traceback()
         return show(error, arguments)
-    except BrokenPipeError:
-        return 1  # whoever read our output has gone
     except Exception as error:
         if "--debug" in arguments:
             _traceback()
@@ -165,6 +163,9 @@ def _usage(error: click.ClickException, arguments: list[str]) -> int:
     from backupd.errors import ConfigError
 
     context = getattr(error, "ctx", None)
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):  # before 8.2 click shows the help by itself
+        click.echo(error.format_message(), err=True)
+        return error.exit_code
     path = context.command_path if context is not None else "backupd"
     hint = f"`{path} -h` shows what it takes"
     if isinstance(error, click.NoSuchOption) and context is not None and isinstance(context.command, click.Group):

@@ -1,7 +1,7 @@
 """The standard streams, whatever they were when the process began: closed, full, or with nobody at the other end.
 
-Owns what becomes of a write that fails. On stdout, where results go, it is an error; on stderr, where notes and errors go,
-there is nobody left to tell, and it is ignored. Never decides what is written.
+Owns what becomes of a write that fails. On stdout, where results go, it is an error, but not when the reader has gone; on stderr,
+where notes and errors go, there is nobody left to tell, and it is ignored. Never decides what is written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Results(io.FileIO):
-    """A stdout that tells its first failure and then takes everything, or the interpreter would fail at its end once more."""
+    """A stdout that tells its first failure, if that is one, and then takes everything, or the interpreter would fail at its end once more."""
 
     _failed = False
 
@@ -29,8 +29,8 @@ class _Results(io.FileIO):
             return super().write(data)
         except OSError as error:
             self._failed = True
-            if isinstance(error, BrokenPipeError):  # whoever read it has gone, and that is no failure
-                raise
+            if isinstance(error, BrokenPipeError):  # whoever read it has seen enough: the exit code is that of the work
+                return memoryview(data).nbytes
             raise BackupdError(
                 f"the result could not be written: {error.strerror}", "what was done is in the trail: `backupd audit list`"
             ) from error

@@ -172,6 +172,33 @@ def test_a_stream_that_is_closed_or_takes_no_notes_changes_no_outcome(lived_in: 
     assert done.stderr == "" or "2>" not in streams
 
 
+@pytest.mark.parametrize(
+    ("command", "code"), [("list", 0), ("list --json", 0), ("verify", 0), ("audit export -", 0), ("--help", 0), ("check", 1)]
+)
+def test_a_reader_that_has_gone_changes_no_exit_code(lived_in: Installation, command: str, code: int) -> None:
+    """`backupd verify | head`: what was proved is proved, and a problem that was found stays one."""
+    config = lived_in.configure("no_drill.toml", drill='[drill]\nsecret_key = { file = "custody/missing" }\n')
+    reading, writing = os.pipe()
+    os.close(reading)
+    argv = [sys.executable, "-m", "backupd", *command.split()]
+    try:
+        done = subprocess.run(
+            argv, cwd=lived_in.directory, env=lived_in.environment(config), stdout=writing, stderr=subprocess.PIPE, timeout=240
+        )
+    finally:
+        os.close(writing)
+    assert done.returncode == code
+    assert b"error" not in done.stderr
+
+
+@pytest.mark.parametrize("group", ["", "audit", "columns", "keys"])
+def test_a_group_without_a_command_shows_its_help(lived_in: Installation, group: str) -> None:
+    """It is what a newcomer types first: the help as it is with -h, and the exit code of a usage error."""
+    done = lived_in.run(*group.split())
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == lived_in.run(*group.split(), "-h").ok().stdout
+
+
 @pytest.mark.parametrize("command", [("list",), ("list", "--json"), ("audit", "export", "-"), ("--help",)], ids=" ".join)
 def test_a_result_that_cannot_be_written_is_told(lived_in: Installation, command: tuple[str, ...]) -> None:
     """It may have been all that was wanted; what was done can be read in the trail."""
