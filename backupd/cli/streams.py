@@ -1,6 +1,6 @@
 """The standard streams, whatever they were when the process began: closed, full, or with nobody at the other end.
 
-Owns what becomes of a write that fails. On stdout, where results go, it is an error, but not when the reader has gone; on stderr,
+Owns what becomes of a write that fails. On stdout, where results go, it is an error, unless the reader has gone; on stderr,
 where notes and errors go, there is nobody left to tell, and it is ignored. Never decides what is written.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class _Results(io.FileIO):
-    """A stdout that tells its first failure, if that is one, and then takes everything, or the interpreter would fail at its end once more."""
+    """A stdout that tells its first failure and then takes everything, or the interpreter would fail at its end once more."""
 
     _failed = False
 
