@@ -2,6 +2,7 @@
 
     BackupdError                 1  something failed
     ├── ConfigError              2  the configuration or a command's arguments are wrong
+    │   ├── ExtraMissing         2  a package that only some need is not installed
     │   └── KeyUnusable          2  an OpenPGP key that cannot do its work: expired, revoked, secret where public is due
     ├── CouldNotVerify           3  nothing was shown to be wrong, and nothing was proved
     │   └── SecretUnavailable    3  a custodian did not give its secret
@@ -57,6 +58,17 @@ class ConfigError(BackupdError):
     """The configuration, or the arguments of a command, cannot be used."""
 
     exit_code = 2
+
+
+class ExtraMissing(ConfigError):
+    """What is to be used needs packages that belong to an extra of backupd's, and they are not there."""
+
+    def __init__(self, needing: str, extra: str) -> None:
+        super().__init__(
+            needing,
+            f"install the extra `{extra}` from where this backupd came: in its clone `pip install '.[{extra}]'`,"
+            f" with a wheel `pip install 'FILE.whl[{extra}]'`",
+        )
 
 
 class KeyUnusable(ConfigError):

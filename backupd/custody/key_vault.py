@@ -17,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from backupd.custody.rights import Rights
-from backupd.errors import ConfigError, SecretUnavailable
+from backupd.errors import ConfigError, ExtraMissing, SecretUnavailable
 from backupd.redact import Secret
 
 RETRIES = 3
@@ -157,13 +157,13 @@ class KeyVaults:
         try:
             from azure.core.exceptions import AzureError
         except ImportError as error:
-            raise ConfigError("secrets in Azure Key Vault need its packages", "pip install 'backupd[azure]'") from error
+            raise ExtraMissing("secrets in Azure Key Vault need its packages", "azure") from error
         try:
             return ask()
         except SecretUnavailable:
             raise
         except ImportError as error:
-            raise ConfigError("secrets in Azure Key Vault need its packages", "pip install 'backupd[azure]'") from error
+            raise ExtraMissing("secrets in Azure Key Vault need its packages", "azure") from error
         except AzureError as error:
             found = _judged(where, error, self.identity)
         except Exception as error:  # the SDK reads an answer that is none as far as it goes, and fails as it may

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from backupd.custody.vault_login import Login, Standing, Token
-from backupd.errors import ConfigError, Denied, SecretUnavailable
+from backupd.errors import ConfigError, Denied, ExtraMissing, SecretUnavailable
 from backupd.redact import Secret, printable, scrub
 
 CONNECT_S = 5.0
@@ -334,7 +334,7 @@ class VaultSession:
             try:
                 from hvac.adapters import RawAdapter
             except ImportError as error:
-                raise ConfigError("secrets in Vault need the package hvac", "pip install 'backupd[vault]'") from error
+                raise ExtraMissing("secrets in Vault need the package hvac", "vault") from error
             import requests
 
             session = requests.Session()

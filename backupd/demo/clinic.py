@@ -18,7 +18,7 @@ from urllib.parse import quote
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
-from backupd.errors import ConfigError
+from backupd.errors import ExtraMissing
 from backupd.openpgp import keys
 from backupd.postgres import clients, session
 from backupd.postgres.scratch import SUPERUSER, ScratchCluster
@@ -141,12 +141,12 @@ def stage() -> Iterator[Stage]:
 
 
 def fill(stage: Stage) -> Clinic:
-    """Make the database as its application would: secrets are encrypted before they reach it. Raises ConfigError without
+    """Make the database as its application would: secrets are encrypted before they reach it. Raises ExtraMissing without
     SQLAlchemy."""
     try:
         from backupd.example.accounts import hash_password
     except ImportError as error:
-        raise ConfigError("the clinic's login service needs SQLAlchemy", "pip install 'backupd[sqlalchemy]'") from error
+        raise ExtraMissing("the clinic's login service needs SQLAlchemy", "sqlalchemy") from error
     keyring, password = Keyring.generate(FIRST_KEY), Secret(secrets.token_urlsafe(18), "password")
     for name in ("keyring.json", "archive.json"):
         _private(stage.directory / name, keyring.render().reveal())

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backupd.errors import ConfigError, ObjectExists, ObjectMissing, StoreDenied, StoreError, StoreUnavailable
+from backupd.errors import ConfigError, ExtraMissing, ObjectExists, ObjectMissing, StoreDenied, StoreError, StoreUnavailable
 from backupd.stores import Limits, StoredObject, check_name
 from backupd.stores.access import AzureLogin, Lock
 from backupd.stores.body import Body
@@ -37,7 +37,7 @@ def open_azure(
         from azure.core.exceptions import AzureError
         from azure.storage.blob import ContainerClient
     except ImportError as error:
-        raise ConfigError("an azure:// store needs azure-storage-blob", "pip install 'backupd[azure]'") from error
+        raise ExtraMissing("an azure:// store needs azure-storage-blob", "azure") from error
     from backupd.stores.azure_errors import translate
 
     url = f"azure://{container}/{prefix}".rstrip("/")
@@ -80,7 +80,7 @@ def _identity() -> Any:
     try:
         from azure.identity import DefaultAzureCredential
     except ImportError as error:
-        raise ConfigError("this azure:// store needs azure-identity", "pip install 'backupd[azure]'") from error
+        raise ExtraMissing("this azure:// store needs azure-identity", "azure") from error
     return DefaultAzureCredential()
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, cast
 
-from backupd.errors import ConfigError, ObjectExists, ObjectMissing, StoreError, StoreUnavailable
+from backupd.errors import ConfigError, ExtraMissing, ObjectExists, ObjectMissing, StoreError, StoreUnavailable
 from backupd.stores import Limits, StoredObject, check_name
 from backupd.stores.access import Checksum, Lock, S3Access
 from backupd.stores.body import Body
@@ -38,7 +38,7 @@ def open_s3(bucket: str, prefix: str, access: S3Access, lock: Lock | None, patie
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
     except ImportError as error:
-        raise ConfigError("an s3:// store needs boto3", "pip install 'backupd[s3]'") from error
+        raise ExtraMissing("an s3:// store needs boto3", "s3") from error
     from backupd.stores.s3_errors import translate
 
     keys = access.keys
