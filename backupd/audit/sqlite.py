@@ -109,7 +109,9 @@ class SqliteStore:
         except FileNotFoundError:
             return True
         except OSError as error:
-            raise TrailError(f"the trail {self.path} cannot be looked at: {error.strerror}", "correct [audit] url") from error
+            remedy = "run this as the user whose trail it is, or as one who may enter its directory"
+            hint = remedy if isinstance(error, PermissionError) else "correct [audit] url"
+            raise TrailError(f"the trail {self.path} cannot be looked at: {error.strerror}", hint) from error
 
     def _create_file(self) -> None:
         try:

@@ -25,7 +25,10 @@ LOCK_WAIT_S = 10.0  # for another writer; none of ours takes longer than a momen
 _LOCK_LOOK_S = 0.05
 _ACCESS_LIST = "system.posix_acl_access"  # acl(5): who reads a keyring by such a list must go on reading it
 _FORBIDDEN = stat.S_IRWXO | stat.S_IWGRP  # 0640 root:backupd is how packages install secrets, so a group may read
-_MISSING = "bring it back from where its copy is, or correct the reference to it; a new key in its place opens nothing"
+_MISSING = (
+    "write it there if it was never there, or correct the reference to it; what was lost comes back from its copy:"
+    " a new key in its place would open nothing"
+)
 _OWNER = "run this as the owner of the file and of its directory, or replace the value by hand"
 _REASONS = {
     errno.ENOSPC: "make room on the disk it lies on, and run this again; the old value is still there",

@@ -246,7 +246,7 @@ _CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
     (r"no password supplied", SourceDenied, "the server wants a password, and none was given",
      "for a source, set `password = { file = … }`; for a restore's target, --password-file FILE or PGPASSWORD"),
     (r"password authentication failed|authentication failed for user", SourceDenied,
-     "the server does not accept the password", "check the password, and where it is read from"),
+     "the server does not accept the password", "check the password: it is read from {}"),
     (r"no pg_hba\.conf entry.*(no encryption|SSL off)", SourceDenied,
      "the server wants TLS, or does not know this client", "add sslmode=require to the address, or an entry to pg_hba.conf"),
     (r"no pg_hba\.conf entry|pg_hba\.conf rejects", SourceDenied,
@@ -277,7 +277,8 @@ _CONNECTION_ERRORS: tuple[tuple[str, type[SourceError], str, str], ...] = (
 def _connection_error(said: str, dsn: Dsn) -> SourceError:
     for pattern, kind, message, hint in _CONNECTION_ERRORS:
         if re.search(pattern, said):
-            return kind(f"{dsn.describe()}: {message}", hint)
+            place = dsn.password.label if dsn.password is not None else "where libpq keeps it: passfile=, or ~/.pgpass"
+            return kind(f"{dsn.describe()}: {message}", hint.replace("{}", place))
     first = scrub(printable(said.strip().partition("\n")[0][:300]))
     return SourceUnreachable(f"{dsn.describe()}: {first}", "see the server's log")
 

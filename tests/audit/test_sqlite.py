@@ -368,6 +368,15 @@ def test_a_commit_that_was_cut_off_in_the_middle_is_rolled_back_by_whoever_comes
     assert trail(crashed).verify().ok
 
 
+def test_a_trail_that_this_user_may_not_see_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """The address is right; the user is not."""
+    place = tmp_path / "of_another"
+    place.mkdir(mode=0)
+    with unprivileged(), pytest.raises(TrailError, match="cannot be looked at") as caught:
+        SqliteStore(str(place / "audit.db")).head()
+    assert caught.value.hint == "run this as the user whose trail it is, or as one who may enter its directory"
+
+
 @contextmanager
 def unprivileged() -> Iterator[None]:
     """As a user whom modes bind; root writes everything."""

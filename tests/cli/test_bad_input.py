@@ -104,7 +104,9 @@ def test_a_wrong_password(clinic: Installation) -> None:
 def test_a_password_that_is_not_there(clinic: Installation) -> None:
     """A custodian without its secret is exit code 3: nothing was shown to be wrong with the source."""
     (clinic.custody / "password").unlink()
-    refused(clinic, clinic.run("backup"), 3, "custody/password does not exist")
+    done = clinic.run("backup")
+    refused(clinic, done, 3, "custody/password does not exist")
+    assert "hint: write it there if it was never there" in done.stderr
 
 
 def test_a_missing_right_on_one_table(clinic: Installation) -> None:
