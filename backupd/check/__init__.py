@@ -26,7 +26,10 @@ def check(parts: Parts) -> list[Line]:
     """Look at everything; the result is recorded, unless it is the trail itself that cannot be written."""
     now = datetime.now(UTC)
     path = parts.config.path
-    found = [ok("configuration", f"{path} holds {len(parts.config.sources)} sources, SHA-256 {parts.config.digest}")]
+    sources_held = len(parts.config.sources)
+    found = [
+        ok("configuration", f"{path} holds {sources_held} source{'s'[: sources_held != 1]}, SHA-256 {parts.config.digest}")
+    ]
     with ExitStack() as held:
         run: Run | None = None
         try:
@@ -42,9 +45,19 @@ def check(parts: Parts) -> list[Line]:
         if run is not None:
             found += guarded("trail", trails.look(parts, now, run))
         found += guarded("host", host.look(parts))
+        found = _once(found)
         if run is not None:
             run.note(
                 problems=tuple(f"{each.area}: {each.text}" for each in found if each.state is State.PROBLEM),
                 warnings=tuple(f"{each.area}: {each.text}" for each in found if each.state is State.WARNING),
             )
     return found
+
+
+def _once(found: list[Line]) -> list[Line]:
+    """Each thing once: a store that does not answer ends the looks at it, and the trail's at it, with the same words."""
+    first = dict[tuple[str, str], Line]()
+    for each in found:
+        if (storage.AREA, each.text) not in first:
+            first.setdefault((each.area, each.text), each)
+    return list(first.values())

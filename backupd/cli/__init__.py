@@ -77,10 +77,10 @@ def app() -> None:
     """Encrypted, recorded and proved backups of PostgreSQL databases that hold second factors.
 
     \b
-    backupd demo                              all of it, on a scratch database
-    backupd check -c /etc/backupd.toml        is everything in order?
-    backupd backup -c /etc/backupd.toml       back up every source
-    backupd restore-test                      restore the newest backup and prove it
+    backupd demo                                  all of it, on a scratch database
+    backupd check -c /etc/backupd/backupd.toml    is everything in order?
+    backupd backup -c /etc/backupd/backupd.toml   back up every source
+    backupd restore-test                          restore the newest backup and prove it
     """
 
 

@@ -24,7 +24,7 @@ def command(session: Session) -> int:
     what could not be looked at is a problem, for a backup could not use it either. Warnings do not change it.
 
     \b
-    backupd check -c /etc/backupd.toml
+    backupd check -c /etc/backupd/backupd.toml
     backupd check --json
     """
     with session.service() as service:
@@ -46,4 +46,5 @@ def _table(lines: list[Line], problems: int) -> None:
             click.echo(printable(f"{line.state.value}: {line.area}: {line.text}"))
             click.echo(printable(f"  hint: {line.hint}"))
     warnings = sum(line.state == "warning" for line in lines)
-    click.echo(f"{len(lines)} looked at, {problems} problems, {warnings} warnings")
+    plural = [f"{count} {what}{'s'[: count != 1]}" for count, what in ((problems, "problem"), (warnings, "warning"))]
+    click.echo(f"{len(lines)} looked at, {', '.join(plural)}")

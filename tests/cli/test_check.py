@@ -108,6 +108,16 @@ def test_a_plaintext_second_factor_is_a_problem(clinic: Installation) -> None:
     )
 
 
+def test_a_store_that_is_not_there_is_told_once(clinic: Installation) -> None:
+    """Four looks end at it: three of the store and one of the trail's at the store."""
+    store = f'[store]\nurl = "file://{clinic.directory}/missing/prod"\n'
+    done = clinic.run("check", config=clinic.configure("missing.toml", store=store))
+    assert done.code == 1
+    assert done.stdout.count("problem: ") == 1
+    assert ", 1 problem, " in done.stdout
+    assert "holds 1 source," in done.stdout
+
+
 def test_a_table_that_may_not_be_read_is_named(clinic: Installation) -> None:
     """One missing right is told with the GRANT that mends it."""
     clinic.database.execute(f"REVOKE pg_read_all_data FROM {clinic.role}; GRANT SELECT ON users TO {clinic.role}")
