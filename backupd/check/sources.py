@@ -111,9 +111,11 @@ def _passwords(connection: Connection, area: str) -> Iterator[Line]:
 
 def _column(parts: Parts, source: str, column: Totp, connection: Connection, area: str) -> Iterator[Line]:
     where = f"{column.table}.{column.column}"
-    for needed in (column.id_column, column.enrolled):
-        if needed is not None:
-            _require_column(connection, column.table, needed)
+    _require_column(connection, column.table, column.id_column)
+    if column.enrolled is not None and _require_column(connection, column.table, column.enrolled) != "B":
+        raise ConfigError(
+            f"the column {column.table}.{column.enrolled} is not boolean", "correct `enrolled` in [[sources.….totp]]"
+        )
     found = column_keys.look(connection, column.table, column.column, partial(ciphers.key_id, column.cipher))
     if found.foreign:
         yield problem(
@@ -149,14 +151,17 @@ def _former(source: str, column: Totp, connection: Connection, area: str) -> Ite
         yield warning(area, f"{said}, as {former.cipher}", hint)
 
 
-def _require_column(connection: Connection, table: str, name: str) -> None:
+def _require_column(connection: Connection, table: str, name: str) -> str:
+    """The category of its type, as pg_type has it. Raises ConfigError when there is no such column."""
     with translated(f"look at {table}"):
         found = connection.execute(
-            "SELECT FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            "SELECT typcategory::text FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
+            " WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
             (table, name),
         ).fetchall()
     if not found:
         raise ConfigError(f"there is no column {table}.{name}", "look at [[sources.….totp]]")
+    return str(found[0][0])
 
 
 def _programs(area: str, source: Source, server: Server) -> Iterator[Line]:

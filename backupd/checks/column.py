@@ -88,11 +88,14 @@ def _query(name: str, types: Mapping[str, str], column: TotpColumn) -> sql.Compo
         if wanted not in types:
             message = f"the restored table {printable(name)} has no column {printable(wanted)}"
             raise ConfigError(message, "look at [[sources.….totp]]")
+    if column.enrolled is not None and types[column.enrolled] != "bool":
+        message = f"the column {printable(column.enrolled)} of the restored table {printable(name)} is not boolean"
+        raise ConfigError(message, "correct `enrolled` in [[sources.….totp]]")  # a cast that fails would show a value
     value = sql.Identifier(column.column)
     data = value if types[column.column] == "bytea" else sql.SQL("pg_catalog.convert_to({}::text, 'UTF8')").format(value)
     enrolled = sql.SQL("{} IS NOT NULL").format(value)
     if column.enrolled is not None:
-        enrolled = sql.SQL("coalesce({}::boolean, false)").format(sql.Identifier(column.enrolled))
+        enrolled = sql.SQL("coalesce({}, false)").format(sql.Identifier(column.enrolled))
     source = sql.SQL(name)  # as the server itself quoted it
     return sql.SQL("SELECT {}::text, {}, {} FROM {}").format(sql.Identifier(column.id_column), enrolled, data, source)
 
@@ -123,9 +126,11 @@ def _table(connection: Connection, name: str) -> str:
 
 
 def _columns(connection: Connection, table: str) -> list[tuple[str, str]]:
+    """Names and types; a domain over boolean is `bool` as well."""
     with translated(f"read the columns of {printable(table)}"):
         return connection.execute(
-            "SELECT attname::text, typname::text FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
+            "SELECT attname::text, CASE typcategory WHEN 'B' THEN 'bool' ELSE typname::text END"
+            " FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
             " WHERE attrelid = %s::regclass AND attnum > 0 AND NOT attisdropped",
             (table,),
         ).fetchall()

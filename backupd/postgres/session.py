@@ -214,7 +214,10 @@ def translated(what: str, hint_denied: str | None = None) -> Iterator[None]:
 def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -> BackupdError:
     """The error of backupd's that says what `error` says. Only the server's primary message is kept: details quote rows."""
     state = error.sqlstate or ""
-    said = scrub(printable((error.diag.message_primary or str(error).strip().partition("\n")[0])[:300]))
+    primary = error.diag.message_primary or str(error).strip().partition("\n")[0]
+    if state in _QUOTE_A_VALUE:
+        primary = re.sub(r'(?s)".*"', "…", primary)
+    said = scrub(printable(primary[:300]))
     message = f"could not {what}: {said}"
     if state == "42501" and "row-level security" in said:
         return SourceDenied(message, "ALTER ROLE … BYPASSRLS: rows that a policy hides would be passed over")
@@ -237,6 +240,8 @@ def translate(error: psycopg.Error, what: str, hint_denied: str | None = None) -
     return SourceError(message)
 
 
+# Conversions that fail: `invalid input syntax for type boolean: "…"`, and the like for numbers, dates and enums.
+_QUOTE_A_VALUE = {"22P02", "22003", "22007", "22008"}
 _RETRY_STANDBY = "try again; on a standby, raise max_standby_streaming_delay or set hot_standby_feedback = on"
 _RETRY_LOCK = "someone holds a lock on a table (a migration?): try again later; backups wait for lock_timeout_s of their source"
 

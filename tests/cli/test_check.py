@@ -108,6 +108,19 @@ def test_a_plaintext_second_factor_is_a_problem(clinic: Installation) -> None:
     )
 
 
+def test_an_enrolled_column_that_is_not_boolean_is_refused_and_none_of_its_values_shown(clinic: Installation) -> None:
+    """By the check before the first backup, and by the drill of one."""
+    clinic.back_up()
+    mistaken = clinic.tables["totp"].replace("is_totp_enabled", "email")
+    config = clinic.configure("mistaken.toml", totp=mistaken)
+    done = clinic.run("check", "--json", config=config)
+    assert only(done, "problem") == "source clinic: the column users.email is not boolean"
+    drilled = clinic.run("restore-test", SOURCE, "--json", config=config)
+    assert drilled.code != 0
+    assert "is not boolean" in drilled.stdout
+    assert "@clinic.example" not in drilled.stdout + drilled.stderr
+
+
 def test_a_store_that_is_not_there_is_told_once(clinic: Installation) -> None:
     """Four looks end at it: three of the store and one of the trail's at the store."""
     store = f'[store]\nurl = "file://{clinic.directory}/missing/prod"\n'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from backupd.errors import ConfigError, SourceDenied, SourceError, SourceUnreachable
 from backupd.postgres import session
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn, connect, server
+from backupd.postgres.session import Dsn, connect, server, translated
 from backupd.redact import Secret, scrub
 from tests.parts.postgres import Database, PostgresServer
 
@@ -133,11 +134,22 @@ def test_an_ordinary_role_may_ask_a_server_what_it_is(database15: Database) -> N
 
 def test_a_wrong_password_is_said_without_it(database17: Database) -> None:
     role, password = database17.server.create_role()
-    dsn = Dsn.parse(database17.server.dsn(database17.name, role), Secret(password[::-1]))
+    dsn = Dsn.parse(database17.server.dsn(database17.name, role), Secret(password[::-1], "file:///etc/clinic.password"))
     with pytest.raises(SourceDenied, match="does not accept the password") as caught:
         connect(dsn, application_name="test")
     assert password[::-1] not in str(caught.getrepr(style="long", showlocals=True))
-    assert caught.value.hint
+    assert caught.value.hint == "check the password: it is read from file:///etc/clinic.password"
+
+
+@pytest.mark.parametrize("cast", ["'u4@x'::bool", "repeat('u4@x', 99)::bool", "'2026-99-01'::date", "'9999999999'::int"])
+def test_a_conversion_that_fails_does_not_show_the_value(database17: Database, cast: str) -> None:
+    with (
+        connect(Dsn.parse(database17.dsn), application_name="test") as connection,
+        pytest.raises(SourceError, match=r"could not convert: .*…") as caught,
+        translated("convert"),
+    ):
+        connection.execute(f"SELECT {cast}".encode())
+    assert not re.search(r"u4@x|2026-99|9999", caught.value.message)
 
 
 def test_no_password_at_all_is_told_from_a_wrong_one(database17: Database) -> None:
