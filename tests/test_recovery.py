@@ -28,6 +28,7 @@ SELECT nextval('invoices'), lo_from_bytea(4711, 'a large object');
 GRANT SELECT ON LARGE OBJECT 4711 TO {role};
 ALTER TABLE scans OWNER TO {role};
 """
+OTHER_ROLES = "SELECT rolname FROM pg_roles WHERE rolname !~ '^pg_' AND oid <> 10"
 
 
 def blocks(text: str) -> str:
@@ -66,13 +67,13 @@ def spare() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def night(clinic: Installation, spare: PostgresServer, planted: Planted, tmp_path: Path) -> dict[str, str]:
-    """The variables that the engineer sets, for the newest backup."""
+def night(clinic: Installation, spare: PostgresServer, planted: Planted, tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The variables that the engineer sets, for the newest backup. Afterwards the server is as empty as before."""
     planted.register(spare.password, "superuser's password")
     work = tmp_path / "work"
     work.mkdir()
     backup_id = clinic.back_up()
-    return {
+    yield {
         "PATH": f"{postgres_bin(17)}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(tmp_path),
         "TMPDIR": str(work),
@@ -87,6 +88,9 @@ def night(clinic: Installation, spare: PostgresServer, planted: Planted, tmp_pat
         "DATABASE": f"{clinic.database.name}_restored",
         "PGPASSWORD": spare.password,
     }
+    spare.drop_database(f"{clinic.database.name}_restored")
+    for (role,) in spare.execute(OTHER_ROLES, database="postgres"):
+        spare.execute(f'DROP ROLE "{role}"', database="postgres")
 
 
 def plain(server: PostgresServer, database: str) -> str:
@@ -121,6 +125,19 @@ def test_the_commands_bring_the_database_back_byte_for_byte(
         assert connection.execute("SELECT count(*) FROM scans").fetchone() == (300,)
     planted.watch(tmp_path / "work")
     assert any((tmp_path / "work").rglob("database.dump.gpg"))
+
+
+def test_they_stop_before_the_roles_of_a_server_in_use_are_changed(
+    clinic: Installation, spare: PostgresServer, night: dict[str, str], tmp_path: Path
+) -> None:
+    """SERVER is 127.0.0.1 unless it is set, and that may be the very server whose password was changed after a theft."""
+    spare.create_role(name=clinic.role)
+    before = spare.execute("SELECT rolpassword FROM pg_authid ORDER BY oid", database="postgres")
+    done = shell(blocks(STEPS), night, tmp_path)
+    assert done.returncode == 1
+    assert f"NOT an empty server, it has the roles {clinic.role}" in done.stderr
+    assert spare.execute("SELECT rolpassword FROM pg_authid ORDER BY oid", database="postgres") == before
+    assert not any((tmp_path / "work").rglob("roles.status"))
 
 
 @pytest.mark.parametrize("name", ["database.dump.gpg", "globals.sql.gpg", "manifest.asc"])
