@@ -393,6 +393,8 @@ def test_the_first_backup_of_the_readme_runs_as_it_stands(tmp_path: Path, databa
                 printed += _run(_replaced(body, ours), environment)
                 environment |= dict(re.findall(r"(?m)^export (\w+)=(.*)$", _replaced(body, ours)))
             assert server.execute("SELECT count(*) FROM users", database=restored) == [(40,)]
+            public = [tmp_path / "etc" / "keys", *(tmp_path / "etc" / "keys").iterdir()]  # for the service's account
+            assert [path.stat().st_mode & 0o777 for path in public] == [0o755, 0o644, 0o644, 0o644]
         finally:
             server.drop_database(restored)
             with server.connect() as connection:
