@@ -15,12 +15,11 @@ import resource
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import NoReturn
 
 import click
 
-from backupd import __version__
+from backupd import __version__, interrupts
 from backupd.cli import streams
 from backupd.errors import BackupdError, Explained, Interrupted
 
@@ -90,9 +89,28 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     streams.prepare()
     _leave_no_core()
     gc.set_threshold(50_000, 20, 100)  # a command is short, and most of what it allocates are modules that stay
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, _interrupt)
-    sys.exit(_run(arguments))
+    interrupts.listen()
+    code = 1
+    try:
+        code = _run(arguments)
+    except Interrupted as error:  # one more, while the first was told
+        code = error.exit_code
+    finally:
+        interrupts.over = True
+        code = _settle(arguments) or code
+    sys.exit(code)
+
+
+def _settle(arguments: list[str]) -> int:
+    """Clear up what a signal kept from it. From then on a signal ends the process at once: nothing is left to be cleared up."""
+    try:
+        interrupts.settle()
+    except BackupdError as error:
+        return show(error, arguments)
+    finally:
+        for number in interrupts.SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+    return 0
 
 
 def _leave_no_core() -> None:
@@ -183,7 +201,3 @@ def _traceback() -> None:
     from backupd.redact import scrub
 
     print(scrub(traceback.format_exc()), file=sys.stderr)
-
-
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise Interrupted(f"interrupted by {signal.Signals(number).name}")  # what it left is known to the operation alone

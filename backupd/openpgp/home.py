@@ -1,7 +1,8 @@
 """A private GNUPGHOME: in memory, mode 0700, gone with its agent when it is closed, and blind to the user's own gpg set-up.
 
 Owns how gpg is called and what it says (status lines, colon listings). Never asks for a passphrase, never opens a network
-connection, never looks at a smart card. A home whose process was killed is removed by the next `Home` beside it.
+connection, never looks at a smart card. A signal does not keep a home from being removed, and one whose process was killed is
+removed by the next `Home` beside it.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ import hashlib
 import os
 import re
 import secrets
-import select
 import shutil
-import signal
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from backupd import interrupts
 from backupd.errors import BackupdError, ConfigError, KeyUnusable, ProcessFailed, Refused
+from backupd.openpgp import agent
 from backupd.pipeline import Command, Completed, run
 
 if TYPE_CHECKING:
@@ -80,9 +82,12 @@ class Home:
             )
         self._secrets_welcome = directory is not None or in_memory(base)
         self._closed = False
+        self._closing = threading.RLock()
         try:
             _sweep(base, self._gpg)
-            self.path, self._lock = _create(base)
+            with interrupts.held():
+                self.path, self._lock = _create(base)
+                interrupts.owe(self.close)
         except OSError as error:
             raise ConfigError(
                 f"no private directory can be made under {base}: {error.strerror}", "is it writable, has it room?"
@@ -97,14 +102,17 @@ class Home:
         self.close()
 
     def close(self) -> None:
-        """End the agent, remove the directory. Raises BackupdError when that, which may hold keys, cannot be removed."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
+        """End the agent, remove the directory; a signal waits until that is done.
+
+        Raises BackupdError when the directory, which may hold keys, cannot be removed. Then it may be called again.
+        """
+        with interrupts.held(), self._closing:
+            if self._closed:
+                return
             _dispose(self.path, self._gpg)
-        finally:
+            self._closed = True
             os.close(self._lock)
+            interrupts.paid(self.close)
 
     def options(self) -> tuple[str, ...]:
         """What every call of gpg gets. `--no-options`: a user's gpg.conf would change everything."""
@@ -117,7 +125,7 @@ class Home:
 
     def environment(self) -> dict[str, str]:
         """All that gpg gets: no GNUPGHOME, GPG_AGENT_INFO or home directory of the user leaks in; messages are English."""
-        return _environment(self._gpg, self.path)
+        return agent.environment(self._gpg, self.path)
 
     def command(
         self, name: str, *args: str, pass_fds: tuple[int, ...] = (), extra_env: Mapping[str, str] | None = None
@@ -238,7 +246,7 @@ class Home:
 
     def _protected_grips(self) -> frozenset[str]:
         """Keygrips of the agent's keys that need a passphrase (`P` in the KEYINFO of doc/agent.texi; `C` is clear)."""
-        answer = _ask_agent(self._gpg, self.path, "KEYINFO --list", start=True)
+        answer = agent.ask(self._gpg, self.path, "KEYINFO --list", CALL_TIMEOUT_S)
         lines = [line.split() for line in answer.splitlines() if line.startswith("S KEYINFO ")]
         return frozenset(words[2] for words in lines if len(words) > 7 and words[7] != "C")
 
@@ -246,7 +254,7 @@ class Home:
 def version(gpg: str = "gpg") -> str:
     """The version of gpg, as `2.2.40`. Raises ConfigError: no gpg, or one before 2.2."""
     program = _program(gpg)
-    command = Command("gpg", (program, "--no-options", "--version"), _environment(program, Path("/nonexistent")))
+    command = Command("gpg", (program, "--no-options", "--version"), agent.environment(program, Path("/nonexistent")))
     first = run(command, timeout_s=CALL_TIMEOUT_S).stdout.decode(errors="replace").partition("\n")[0]
     found = re.search(r"\b(\d+)\.(\d+)\.(\d+)\b", first)
     if not first.startswith("gpg ") or found is None or (int(found[1]), int(found[2])) < (2, 2):
@@ -306,10 +314,6 @@ def _program(gpg: str) -> str:
     return str(Path(found).absolute())
 
 
-def _environment(gpg: str, home: Path) -> dict[str, str]:
-    return {"PATH": f"{Path(gpg).parent}:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C", "HOME": str(home)}
-
-
 def _default_base(shared_memory: Path) -> Path:
     if shared_memory.is_dir() and os.access(shared_memory, os.W_OK | os.X_OK) and in_memory(shared_memory):
         return shared_memory
@@ -339,7 +343,8 @@ def _sweep(base: Path, gpg: str) -> None:
     for path in base.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, BackupdError), _abandoned(path) as abandoned:
             if abandoned:
-                _dispose(path, gpg)
+                with interrupts.held():
+                    _dispose(path, gpg)
 
 
 @contextlib.contextmanager
@@ -347,7 +352,8 @@ def _abandoned(path: Path) -> Iterator[bool]:
     if path.is_symlink() or path.stat().st_uid != os.geteuid():
         yield False
         return
-    lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    # Made again where it is not there: a process that was killed while it removed its home may have removed the lock first.
+    lock = os.open(path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True
@@ -358,41 +364,10 @@ def _abandoned(path: Path) -> Iterator[bool]:
 
 
 def _dispose(path: Path, gpg: str) -> None:
-    with contextlib.suppress(ProcessFailed, OSError):
-        _end_agent(path, gpg)
-    for _ in range(3):  # a gpg that is just being ended may still write its last file
+    for _ in range(3):  # a gpg that is just being ended may still write its last file, or have started an agent
+        with contextlib.suppress(ProcessFailed, OSError):
+            agent.end(gpg, path)
         shutil.rmtree(path, ignore_errors=True)
-        if not path.exists():
+        if not path.exists() and not agent.running(path):
             return
     raise BackupdError(f"the private directory {path} could not be removed", "remove it by hand: it may hold keys")
-
-
-def _end_agent(path: Path, gpg: str) -> None:
-    """Ask the daemons of this home to end, and see to it that the agent, which holds keys in memory, has."""
-    if not Path(_conf(gpg, path, "--list-dirs", "agent-socket").strip()).exists():
-        return
-    answer = re.search(r"^D (\d+)$", _ask_agent(gpg, path, "GETINFO pid", start=False), re.MULTILINE)
-    agent = os.pidfd_open(int(answer[1])) if answer else None
-    try:
-        _conf(gpg, path, "--kill", "all")
-        if agent is not None and not select.select([agent], [], [], 10)[0]:
-            signal.pidfd_send_signal(agent, signal.SIGKILL)
-    finally:
-        if agent is not None:
-            with contextlib.suppress(ChildProcessError):  # it is our child only where we are a container's first process
-                os.waitid(os.P_PIDFD, agent, os.WEXITED | os.WNOHANG)
-            os.close(agent)
-        _conf(gpg, path, "--remove-socketdir")  # outside the home where /run/user/UID exists
-
-
-def _conf(gpg: str, home: Path, *args: str) -> str:
-    argv = ("gpgconf", "--homedir", str(home), *args)  # PATH begins with gpg's own directory
-    return run(Command("gpgconf", argv, _environment(gpg, home)), timeout_s=CALL_TIMEOUT_S).stdout.decode(errors="replace")
-
-
-def _ask_agent(gpg: str, home: Path, question: str, *, start: bool) -> str:
-    options = () if start else ("--no-autostart",)
-    argv = ("gpg-connect-agent", "--homedir", str(home), *options, question, "/bye")
-    return run(Command("gpg-connect-agent", argv, _environment(gpg, home)), timeout_s=CALL_TIMEOUT_S).stdout.decode(
-        errors="replace"
-    )
