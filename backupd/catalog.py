@@ -17,12 +17,12 @@ from datetime import UTC, datetime, timedelta
 from backupd import manifest as manifests
 from backupd.errors import BackupdError, ObjectMissing, StoreError, Tampered
 from backupd.manifest import BACKUP_ID, SOURCE_NAME, Manifest, Predecessor
-from backupd.openpgp.cleartext import Verified
+from backupd.openpgp.cleartext import TEXT_BYTES, Verified
 from backupd.redact import printable
 from backupd.stores import Store, StoredObject
 
 MANIFEST = "manifest.asc"
-LARGEST = 32 << 20  # bytes: 100,000 parts (12 MB) and 100,000 tables (15 MB); more is not one of ours
+LARGEST = TEXT_BYTES  # of a stored manifest; more is not one of ours
 READERS = 4  # at once, but for manifests of more than LARGE bytes, which are read and verified one at a time
 LARGE = 2 << 20
 LOOK = "`backupd list` shows what there is"
@@ -129,7 +129,7 @@ class Catalog:
             with self._large if found.size > LARGE else contextlib.nullcontext():
                 digest, manifest = self._read(found, source, backup_id)
         except BackupdError as error:
-            return Entry(source, backup_id, problem=error, locked_until=found.locked_until)
+            return Entry(source, backup_id, problem=_alone(error), locked_until=found.locked_until)
         return Entry(source, backup_id, digest, manifest, locked_until=found.locked_until)
 
     def _read(self, found: StoredObject, source: str, backup_id: str) -> tuple[str, Manifest]:
@@ -156,6 +156,12 @@ class Catalog:
                 "somebody copied it there: restore another backup with --backup ID, and find out who",
             )
         return digest, manifest
+
+
+def _alone(error: BackupdError) -> BackupdError:
+    """An error without where it comes from: frames and causes hold the bytes that were read, and entries live long."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def name_of(source: str, backup_id: str, artifact: str) -> str:

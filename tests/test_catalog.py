@@ -238,3 +238,21 @@ class TestTheChain:
         between = some_manifest(backup_id=at, previous=Predecessor("20261101T000000Z-5f3c9a", "0" * 64))
         shelf.catalog.publish(between, cleartext.sign(shelf.home, render(between), shelf.signer))
         assert at in chain_problems(shelf.catalog.list())
+
+
+def test_what_cannot_be_believed_keeps_nothing_of_what_was_read(shelf: Shelf) -> None:
+    """Anybody can write into a store: their bytes must not stay in memory for as long as the list lives."""
+    for day, rest in ((1, b"x" * (1 << 20)), (2, b"")):
+        path = shelf.path(shelf.add(day))
+        path.chmod(0o600)
+        path.write_bytes(path.read_bytes().replace(b"17.10", b"17.11") + rest)
+    broken = render(some_manifest(backup_id="20261104T000000Z-5f3c9a")) + "no JSON\n"
+    signed = cleartext.sign(shelf.home, broken, shelf.signer)
+    place = shelf.directory / "clinic" / "20261104T000000Z-5f3c9a"
+    place.mkdir()
+    (place / "manifest.asc").write_bytes(signed)
+    entries = shelf.catalog.list()
+    assert len(entries) == 3
+    for entry in entries:
+        assert entry.problem is not None
+        assert (entry.problem.__traceback__, entry.problem.__cause__, entry.problem.__context__) == (None, None, None)

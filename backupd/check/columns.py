@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, time
 
+from backupd.catalog import by_source
 from backupd.check.lines import Line, Parts, guarded, ok, problem, warning
 from backupd.columns.keyring import Keyring
 from backupd.config.models import SecretRef, Totp
@@ -67,7 +68,7 @@ def _opening_backups(parts: Parts, source: str, column: Totp, area: str) -> Iter
         return
     there = {*keyring.keys, *(archive.keys if archive is not None else ())}
     naming: dict[str, list[str]] = {}
-    for entry in parts.catalog().list(source):
+    for entry in by_source(parts.entries).get(source, []):
         for noted in entry.manifest.column_keys if entry.manifest is not None else ():
             if (noted.table, noted.column) == (column.table, column.column):
                 for key_id in set(noted.key_ids) - there:
@@ -129,7 +130,7 @@ def _by_backups(parts: Parts, source: str, column: Totp, now: datetime) -> _Age 
     """Of several keys that the newest backup names, as in the middle of a rotation, the one that came last."""
     first: dict[str, datetime] = {}
     newest: tuple[str, ...] = ()
-    for entry in parts.catalog().list(source):
+    for entry in by_source(parts.entries).get(source, []):
         for noted in entry.manifest.column_keys if entry.manifest is not None else ():
             if entry.manifest is not None and (noted.table, noted.column) == (column.table, column.column):
                 newest = noted.key_ids

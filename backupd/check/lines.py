@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from backupd.redact import printable, scrub
 
 if TYPE_CHECKING:
     from backupd.audit.trail import Trail
-    from backupd.catalog import Catalog
+    from backupd.catalog import Catalog, Entry
     from backupd.config.models import Config, SecretRef, Source
     from backupd.custody import Custodian
     from backupd.openpgp import Home
@@ -45,7 +46,7 @@ class Line:
     hint: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """A configuration and its parts; each is made when it is called for, and may then raise what is wrong with it."""
 
@@ -59,6 +60,11 @@ class Parts:
     catalog: Callable[[], Catalog]
     trail: Callable[[], Trail]
     dsn: Callable[[Source], Dsn]
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """The backups in the store, read once: there may be many, and anybody may have put them there."""
+        return self.catalog().list()
 
 
 def ok(area: str, text: str) -> Line:

@@ -45,7 +45,7 @@ def _gives(parts: Parts) -> Iterator[Line]:
 
 
 def _holds(parts: Parts, now: datetime) -> Iterator[Line]:
-    entries = by_source(parts.catalog().list())
+    entries = by_source(parts.entries)
     for name in parts.config.sources:
         yield from _backups(parts, now, name, entries.get(name, []))
     for name in entries.keys() - parts.config.sources.keys():

@@ -96,11 +96,13 @@ def _agrees(parts: Parts, trail: Trail, now: datetime) -> Iterator[Line]:
 
 
 def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
-    stored = by_source(parts.catalog().list())
+    stored = by_source(parts.entries)
     for name, each in told.items():
         area = f"backups {name}"
         there = {entry.backup_id: entry.digest for entry in stored.get(name, [])}
         missing = sorted(each.done.keys() - there.keys() - each.pruned)
+        if missing:  # or made since the store was listed
+            missing = sorted(set(missing) - parts.catalog().ids(name))
         for backup_id in missing:
             yield problem(area, f"{backup_id} is in the trail and not in the store", "find out who removed it")
         unknown = sorted(there.keys() - each.done.keys() - each.begun)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CONFIG = "BACKUPD_CONFIG"
 COPIED = {"backup", "fingerprint"}  # columns of what people copy out of a table
+ROWS_AT_ONCE = 1000  # of one table: rich takes some ten KB for a row, and strangers decide how many backups are listed
 PIPED_WIDTH = 160  # characters, of tables that go to no terminal, unless COLUMNS says otherwise
 Cell = tuple[str, str]  # text and rich style
 Row = Sequence[str | Cell]
@@ -115,14 +116,15 @@ def table(columns: Sequence[str], rows: Sequence[Row], *, title: str | None = No
 
     from backupd.redact import printable
 
-    shown = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
-    for column in columns:
-        shown.add_column(column, overflow="fold", no_wrap=column in COPIED)
-    for row in rows:
-        cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
-        shown.add_row(*(Text(printable(text), style) for text, style in cells))
     console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH)
-    console.print(shown)
+    for start in range(0, max(1, len(rows)), ROWS_AT_ONCE):
+        shown = Table(box=box.SIMPLE_HEAD, title=title if not start else None, title_justify="left", pad_edge=False)
+        for column in columns:
+            shown.add_column(column, overflow="fold", no_wrap=column in COPIED)
+        for row in rows[start : start + ROWS_AT_ONCE]:
+            cells = [(cell, "") if isinstance(cell, str) else cell for cell in row]
+            shown.add_row(*(Text(printable(text), style) for text, style in cells))
+        console.print(shown)
 
 
 def size(count: int) -> str:

@@ -18,8 +18,8 @@ from backupd.errors import ConfigError, KeyUnusable, ProcessFailed, Tampered
 from backupd.openpgp.home import FINGERPRINT, TRUSTING, Home, Status, statuses
 from backupd.openpgp.packets import HASHES, Signature, crc24, digest_of, signature_of
 
-TEXT_BYTES = 32 << 20  # of the largest signed text: 100,000 parts (12 MB) and 100,000 tables (15 MB)
-LINES = 2_000_000  # of the longest; gpg and we work line by line, and a text of nothing but line ends is no manifest
+TEXT_BYTES = 16 << 20  # of the largest signed text: 50,000 parts (6 MB) and 50,000 tables with a sequence each (9 MB)
+LINES = 1_000_000  # of the longest; gpg and we work line by line, and a text of nothing but line ends is no manifest
 ARMOUR_BYTES = 8192  # one signature of the largest RSA key takes a fifth of it
 LINE_BYTES = 19_000  # gpg cuts lines of a cleartext at 19,994 bytes, and only says so on stderr
 _HEADER_BYTES = 32  # "Hash: SHA256" and two line ends
@@ -91,7 +91,7 @@ def verify(home: Home, signed: bytes, pinned: Collection[str]) -> Verified:
     """The text that one of the pinned keys (fingerprints of primary keys or subkeys, whose public keys are in `home`) signed.
 
     A key that has expired since is accepted for what it signed before: backups outlive keys. A revoked one is not.
-    Raises Tampered: changed, not signed, signed by another key, more than 32 MiB or two million lines, or written in another
+    Raises Tampered: changed, not signed, signed by another key, more than 16 MiB or a million lines, or written in another
     way than `sign` writes.
     """
     packet = _parts(signed)

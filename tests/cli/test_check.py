@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import pytest
 
 from backupd import manifest as manifests
+from backupd.catalog import Catalog, Entry
 from backupd.check.host import account_of_drills
 from backupd.check.lines import State
 from backupd.config import load
@@ -323,3 +324,25 @@ def test_a_drill_that_would_share_its_account_with_the_scratch_server_is_a_warni
     assert its_own or f"create the account {OWN_ACCOUNT}" in (apart.hint or "")
     said = shared if os.geteuid() != 0 else apart
     assert f"{said.area}: {said.text}" in lines(clinic.run("check", "--json").ok(), said.state.value)
+
+
+def test_the_store_is_listed_once_and_a_backup_made_meanwhile_is_not_missed(
+    clinic: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may have put manifests there, and each of them is read when they are listed."""
+    clinic.back_up()
+    listings = 0
+    listed = Catalog.list
+
+    def list_and_wait(catalog: Catalog, source: str | None = None) -> list[Entry]:
+        nonlocal listings
+        listings += 1
+        found = listed(catalog, source)
+        clinic.back_up()
+        return found
+
+    monkeypatch.setattr(Catalog, "list", list_and_wait)
+    with Service(load(clinic.config), ACTOR, clinic.environment()) as service:
+        said = service.check()
+    assert listings == 1
+    assert [each.text for each in said if each.state is State.PROBLEM] == []

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from backupd.cli.session import table
 from backupd.openpgp import keys
 from tests.e2e.processes import wait_for
 from tests.installation import Installation
@@ -245,3 +246,12 @@ def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
     assert ended is not None
     assert (ended.si_status, ended.si_code) == (signal.SIGQUIT, os.CLD_KILLED)
     assert list(tmp_path.iterdir()) == [fifo]
+
+
+def test_a_long_table_is_printed_in_pieces_and_loses_no_row(capsys: pytest.CaptureFixture[str]) -> None:
+    table(("backup",), [(f"number {row}",) for row in range(2500)], title="All")
+    shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [each for each in shown if each.startswith("number")] == [f"number {row}" for row in range(2500)]
+    assert (shown.count("backup"), shown.count("All")) == (3, 1)
+    table(("backup",), [])
+    assert "backup" in capsys.readouterr().out
