@@ -23,6 +23,7 @@ import itertools
 import json
 import re
 import threading
+import unicodedata
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -395,14 +396,32 @@ def _speaks(value: object) -> bool:
 # ----------------------------------------------------------------------------------------------------------- by control
 
 # C0 and C1 controls and DEL; direction marks, overrides and isolates (CVE-2021-42574); separators and joiners that do not show;
-# letters that are blank (the fillers of Hangul, a Braille cell without dots); tags; lone surrogates. Not the joiners U+200C and
-# U+200D, which Persian and emoji are written with.
+# letters that are blank (the fillers of Hangul, a Braille cell without dots); the soft hyphen; tags; lone surrogates. Not the
+# joiners U+200C and U+200D, which Persian and emoji are written with.
 _UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
 
 
+_MARKS_IN_A_ROW = 4  # on one letter; Hebrew and Vietnamese have three at most, and a pile of them covers the lines above
+
+
 def printable(text: str) -> str:
-    """`text` on one line, with what would move a terminal's cursor, turn its direction or stay unseen written as an escape."""
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    """`text` on one line, with what would move a terminal's cursor, turn its direction or stay unseen written as an escape.
+
+    So are combining marks beyond the fourth on one letter.
+    """
+    shown = _UNPRINTABLE.sub(lambda match: _escape(match[0]), text)
+    return shown if shown.isascii() else "".join(_unpiled(shown))
+
+
+def _unpiled(text: str) -> Iterator[str]:
+    marks = 0
+    for each in text:
+        marks = marks + 1 if unicodedata.category(each) in {"Mn", "Me"} else 0
+        yield each if marks <= _MARKS_IN_A_ROW else _escape(each)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()

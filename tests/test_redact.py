@@ -572,6 +572,9 @@ def test_a_structure_that_holds_itself_ends() -> None:
         ("a\u3164\u115f\u1160\uffa0\u2800b", "a\\u3164\\u115f\\u1160\\uffa0\\u2800b"),
         ("Zürich 東京 עברית 👩‍⚕️ é", "Zürich 東京 עברית 👩‍⚕️ é"),
         ("back\\slash", "back\\slash"),
+        ("soft\u00adhyphen", "soft\\xadhyphen"),
+        ("x" + "\u0301" * 6 + "y\u0301", "x" + "\u0301" * 4 + "\\u0301\\u0301y\u0301"),
+        ("שָּׁ ế", "שָּׁ ế"),
     ],
 )
 def test_names_that_others_chose_cannot_steer_a_terminal(text: str, expected: str) -> None:
