@@ -142,7 +142,7 @@ def test_what_lies_in_the_future_is_damaged_and_never_the_newest(shelf: Shelf) -
     assert shelf.catalog.ids("clinic") == {tomorrow.backup_id, later.backup_id, worthless.name}
 
 
-@pytest.mark.parametrize("kind", ["pipe", "link", "directory"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "directory", "empty directory"])
 def test_a_manifest_that_is_no_file_any_more_is_damaged_and_not_gone(shelf: Shelf, kind: str) -> None:
     made = shelf.add(1)
     path = shelf.path(made)
@@ -151,6 +151,9 @@ def test_a_manifest_that_is_no_file_any_more_is_damaged_and_not_gone(shelf: Shel
         path.mkdir()
         (path / "a").write_bytes(b"x")
         (path / "b").write_bytes(b"x")
+    elif kind == "empty directory":
+        path.unlink()
+        path.mkdir()
     elif kind == "link":
         path.rename(path.with_name("elsewhere"))
         path.symlink_to("elsewhere")

@@ -92,6 +92,8 @@ class FileStore:
                     continue
                 with self._directory(path, make=False) as directory:
                     below = [] if directory is None else list(_entries(directory, path, prefix))
+                    if directory is not None and path and not below and path.startswith(prefix):
+                        below = [(path, _object(path.removesuffix("/"), os.fstat(directory), 0))]
                 waiting += sorted(below, key=lambda each: each[0], reverse=True)
 
     def publish(self, name: str, data: Path) -> None:
@@ -237,7 +239,8 @@ class FileUpload:
 def _entries(directory: int, path: str, prefix: str) -> Iterator[tuple[str, StoredObject | None]]:
     """What `path`, an open directory, holds that may start with `prefix`: objects, and directories (their names end in `/`).
 
-    What is neither, such as a symbolic link or a pipe, is an object of no bytes that cannot be read: so it is seen.
+    What is neither, such as a symbolic link or a pipe, is an object of no bytes that cannot be read: so it is seen. `list` says
+    the same of an empty directory, which may stand where an object was.
     """
     with os.scandir(directory) as scan:
         for entry in scan:
@@ -251,9 +254,12 @@ def _entries(directory: int, path: str, prefix: str) -> Iterator[tuple[str, Stor
                 continue
             with contextlib.suppress(FileNotFoundError):
                 status = os.stat(entry.name, dir_fd=directory, follow_symlinks=False)
-                size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-                modified_s = min(max(status.st_mtime, 0), _LAST_S)  # anyone can set it to what is no date
-                yield full, StoredObject(full, size, datetime.fromtimestamp(modified_s, UTC))
+                yield full, _object(full, status, status.st_size if stat.S_ISREG(status.st_mode) else 0)
+
+
+def _object(name: str, status: os.stat_result, size: int) -> StoredObject:
+    modified_s = min(max(status.st_mtime, 0), _LAST_S)  # anyone can set it to what is no date
+    return StoredObject(name, size, datetime.fromtimestamp(modified_s, UTC))
 
 
 def _exactly(fd: int, start: int, length: int, name: str) -> bytes:
