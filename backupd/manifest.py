@@ -25,10 +25,14 @@ BACKUP_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{6}")
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 LARGEST_PART = 5 << 30  # bytes: no store takes more at once, and whoever fetches a part holds it in memory
 MOST_PARTS = 100_000
+MOST_RECIPIENTS = 16  # a custodian reads them all
 _ARTIFACT_NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")  # a name in every kind of store, and at the end of none a dot
 _VERSION = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6}){0,3}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LARGEST_HEAD = 64 << 10  # bytes: session keys for more recipients than anyone has
+_RECIPIENT = re.compile(r"[0-9A-F]{40}")
+_LONGEST_DATABASE = 255  # characters; PostgreSQL's names have 63 bytes, unless it was built for longer ones
+_LONGEST_ERROR = 300
 _OPTIONAL = {"optional": True}  # of a member that is left out where it is None: manifests from before it are still read
 
 
@@ -199,14 +203,15 @@ def parse(text: str) -> Manifest:
         known = isinstance(raw, dict) and raw.get("format")
         if known != FORMAT:
             raise Tampered(
-                f"a manifest of format {known!r}, and this version reads format {FORMAT}",
+                f"a manifest of format {str(known)[:40]}, and this version reads format {FORMAT}",
                 "a newer backupd wrote it: update this one",
             )
         manifest = typing.cast(Manifest, _read(Manifest, raw, "manifest"))
         _consistent(manifest)
     except (ValueError, OverflowError, RecursionError) as error:
         raise Tampered(
-            f"not a manifest: {error}", "restore another with --backup ID, and find out who wrote this one"
+            f"not a manifest: {str(error)[:_LONGEST_ERROR]}",
+            "restore another with --backup ID, and find out who wrote this one",
         ) from error
     return manifest
 
@@ -219,6 +224,13 @@ def _consistent(manifest: Manifest) -> None:
     for version in (manifest.source.server_version, manifest.tools.pg_dump):
         if not _VERSION.fullmatch(version):
             raise ValueError("a version of PostgreSQL is malformed")
+    if len(manifest.source.database) > _LONGEST_DATABASE:
+        raise ValueError("the database's name is too long")
+    recipients = manifest.recipients
+    if not 1 <= len(recipients) <= MOST_RECIPIENTS or len(set(recipients)) != len(recipients):
+        raise ValueError(f"the recipients are doubled, none or more than {MOST_RECIPIENTS}")
+    if not all(_RECIPIENT.fullmatch(each) for each in recipients):
+        raise ValueError("a recipient is no fingerprint")
     names = [artifact.name for artifact in manifest.artifacts]
     if len(set(names)) != len(names) or any(len(name) > 100 or not _ARTIFACT_NAME.fullmatch(name) for name in names):
         raise ValueError("names of artifacts are doubled or malformed")

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from backupd import manifest
 from backupd.config import load
-from backupd.config.models import SOURCE_NAME, Config
+from backupd.config.models import MOST_RECIPIENTS, SOURCE_NAME, Config
 from backupd.config.problems import InvalidConfig, Problem
 from backupd.errors import ConfigError
 from backupd.redact import scrub
@@ -176,6 +176,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_mistake(file: Path) -> N
 def test_names_of_sources_are_those_that_manifests_take() -> None:
     """The two rooms may not know each other, and must agree all the same."""
     assert SOURCE_NAME.pattern == manifest.SOURCE_NAME.pattern
+    assert MOST_RECIPIENTS == manifest.MOST_RECIPIENTS
 
 
 @pytest.mark.parametrize(
@@ -242,6 +243,7 @@ def test_everything_that_is_wrong_is_told_at_once(file: Path) -> None:
         ("limits.upload_concurrency", 99, "must be at most 16"),
         ("encryption.recipients", ["a", 3], "expected a path in quotes"),
         ("encryption.recipients", ["a", "./a"], "names a file twice"),
+        ("encryption.recipients", [f"key-{each}" for each in range(MOST_RECIPIENTS + 1)], "names more than 16 keys"),
         ("encryption.recipients", None, "is missing"),
         ("encryption.signing_key", None, "is missing"),
         ("store.lock.mode", "forever", "expected one of governance, compliance"),

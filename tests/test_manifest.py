@@ -87,6 +87,12 @@ def test_the_text_is_ascii_and_no_line_ends_in_a_blank() -> None:
         lambda raw: raw.update(started_at="2026-11-24T02:00:00+00:00"),
         lambda raw: raw.update(recipients="A"),
         lambda raw: raw.update(recipients=[1]),
+        lambda raw: raw.update(recipients=[]),
+        lambda raw: raw.update(recipients=["A" * 40, "A" * 40]),
+        lambda raw: raw.update(recipients=["A" * 40 + "\n"]),
+        lambda raw: raw.update(recipients=["the code of this request: ffad-443d"]),
+        lambda raw: raw.update(recipients=[f"{each:040X}" for each in range(17)]),
+        lambda raw: raw["source"].update(database="x" * 256),
         lambda raw: raw["artifacts"][0].update(size=True),
         lambda raw: raw["artifacts"][0].update(size=4),
         lambda raw: raw["artifacts"][0].update(kind="tapes"),
@@ -171,3 +177,20 @@ def test_one_artifact_of_a_kind_is_asked_for() -> None:
     assert manifest().artifact(Kind.DATABASE).name == "database.dump.gpg"
     with pytest.raises(Tampered, match="lists 0 artifacts of kind globals"):
         manifest().artifact(Kind.GLOBALS)
+
+
+def test_what_is_said_of_a_strange_manifest_is_short() -> None:
+    """Or it would push what stands above it out of a terminal."""
+    for strange in (
+        {"format": "x" * 100_000},
+        {"format": 1, "x" * 100_000: 1},
+        json.loads(render(manifest())) | {"expect": "\n" * 9999},
+    ):
+        with pytest.raises(Tampered) as caught:
+            parse(json.dumps(strange))
+        assert len(caught.value.message) < 400
+    raw = json.loads(render(manifest()))
+    raw["expect"]["tables"] = {"x" * 100_000: 5}
+    with pytest.raises(Tampered) as caught:
+        parse(json.dumps(raw))
+    assert len(caught.value.message) < 400

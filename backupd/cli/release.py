@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,9 +250,11 @@ def _keyring(key: _Key, wanted: str | None) -> Iterator[Keyring]:
 
 
 def _read(path: Path, largest: int) -> bytes:
-    """A file of somebody else's, and one byte more than it may have."""
+    """A file of somebody else's, and one byte more than it may have. No pipe and no device: those may never end."""
     try:
-        with path.open("rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123 — a descriptor
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise ConfigError(f"{printable(str(path))} is no regular file", "give the file itself")
             return file.read(largest + 1)
     except OSError as error:
         raise ConfigError(f"{printable(str(path))} cannot be read: {error.strerror}", "check its path and mode") from error
@@ -330,12 +333,13 @@ def _tell_request(out: Path, key_file: Path, code: str, backup_id: str, on_disk:
 
 
 def _show(proved: Proved) -> None:
-    """What is asked for: its code first, where nothing that it says can stand above; then proved, said, and not proved."""
-    manifest, by = proved.manifest, proved.request.by
-    click.echo("the code of this request: " + click.style(proved.code, bold=True))
+    """What is asked for: proved, said, and not proved. Its code stands above all that others wrote, and once more below it."""
+    manifest, by, source = proved.manifest, proved.request.by, proved.manifest.source
+    code = "the code of this request: " + click.style(proved.code, bold=True)
+    click.echo(code)
     rows: list[Row] = [
         ("backup", manifest.backup_id),
-        ("of", f"{manifest.source.name}: database {manifest.source.database}, PostgreSQL {manifest.source.server_version}"),
+        ("of", f"{source.name}: database {_quoted(source.database)}, PostgreSQL {source.server_version}"),
         ("as it was at", f"{manifest.snapshot.taken_at:%Y-%m-%d %H:%M:%S} UTC"),
         ("artifacts", ", ".join(f"{each.name} ({shown_size(each.size)})" for each in manifest.artifacts)),
         *(("sealed to", fingerprint) for fingerprint in manifest.recipients),
@@ -351,6 +355,7 @@ def _show(proved: Proved) -> None:
     table(("said by the request", ""), said)
     for line in _NOT_PROVED:
         click.echo(f"not proved: {line}")
+    click.echo(code)
 
 
 def _quoted(said: str) -> str:

@@ -30,6 +30,7 @@ from backupd.config.servers import EntraIdentity, Vault, VaultIdentity
 __all__ = ["Config", "SecretRef", "Source", "Table", "Totp"]
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+MOST_RECIPIENTS = 16  # that a manifest may name
 
 
 def _scalar(value: object) -> str | int | float | bool:
@@ -159,6 +160,8 @@ class Encryption(Table):
             raise Hinted("is missing", "name the public keys of operations and of an offline escrow", key="recipients")
         if len(set(self.recipients)) != len(self.recipients):
             raise Hinted("names a file twice", key="recipients")
+        if len(self.recipients) > MOST_RECIPIENTS:
+            raise Hinted(f"names more than {MOST_RECIPIENTS} keys", "fewer people who open backups will do", key="recipients")
         if len(self.recipients) == 1 and not self.single_recipient:
             raise Hinted(
                 "one key is too few, for who loses it loses every backup",

@@ -27,7 +27,7 @@ from backupd.stores import Store
 
 FORMAT = 1
 KIND = "backupd session-key request"
-LARGEST_REQUEST = 48 << 20  # bytes: the largest manifest in base64, and its heads
+LARGEST_REQUEST = 24 << 20  # bytes: the largest manifest in base64, and its heads
 EXPIRES_DAYS = 7  # of the one-time key, and so of the request: nobody finds one in a drawer and answers it
 _LIFE = timedelta(days=EXPIRES_DAYS)
 _CLOCKS_DIFFER = timedelta(hours=1)  # between two machines, one of which may have no network
@@ -212,7 +212,7 @@ def _request(raw: Any) -> Request:
     if raw["kind"] != KIND:
         raise ValueError("of another kind")
     texts = [raw[name] for name in ("user", "host", "operator", "reason") if raw[name] is not None]
-    if any(not isinstance(each, str) or len(each) > LONGEST_TEXT for each in texts):
+    if any(not isinstance(each, str) or len(each) > LONGEST_TEXT for each in texts) or None in (raw["user"], raw["host"]):
         raise ValueError("who asks is no text, or a very long one")
     return Request(
         asked_at=datetime.fromisoformat(raw["asked_at"]).astimezone(UTC),

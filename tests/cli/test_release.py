@@ -256,9 +256,12 @@ def test_no_word_of_a_request_takes_a_line_of_its_own(night: Night, tmp_path: Pa
     where = ("keys", "release", str(tmp_path / "evil"), "--signer", str(night.safe / "signing.pub.asc"))
     for width in ("60", "80", "200"):
         looked = night.clinic.run(*where, env={"BACKUPD_CONFIG": "", "COLUMNS": width}).ok().stdout
-        assert looked.startswith(f"the code of this request: {code_of((tmp_path / 'evil').read_bytes())}\n")
-        assert " ".join(looked.split()).count(false[:20]) == 2
-        assert not re.search(r"(?m)^ {0,9}the code", looked.partition("\n")[2])  # in the column of what is said, and no label
+        real = f"the code of this request: {code_of((tmp_path / 'evil').read_bytes())}\n"
+        assert looked.startswith(real)
+        assert looked.count(real) == 2, "above the tables, and where a long one ends"
+        looked = looked.replace(real, "")
+        assert " ".join(looked.split()).count(false[:20]) == 1
+        assert not re.search(r"(?m)^ {0,9}the code", looked)  # in the column of what is said, and no label
         assert '"lost ' + r"\u3164" * 9 + f" {false[:20]}" in looked or width != "200"
 
 
@@ -430,3 +433,17 @@ def test_options_that_do_not_fit_are_usage_errors(night: Night, arguments: tuple
     done = night.clinic.run(*arguments, "--json")
     assert done.code == 2
     assert message in done.error["error"]
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "directory"])
+def test_what_is_no_regular_file_is_neither_request_nor_release(clinic: Installation, tmp_path: Path, what: str) -> None:
+    """A pipe would be waited for, and a device may never end."""
+    place = {"pipe": tmp_path / "pipe", "device": Path("/dev/zero"), "directory": tmp_path}[what]
+    if what == "pipe":
+        os.mkfifo(place)
+    signer = str(clinic.keys / "signing.pub.asc")
+    looked = clinic.run("keys", "release", str(place), "--signer", signer)
+    used = clinic.run("restore-test", SOURCE, "--session-key", str(place), "--request-key", str(clinic.secret_key))
+    for done in (looked, used):
+        assert done.code == 2
+        assert f"{place} is no regular file" in done.stderr or f"{place} cannot be read: Is a directory" in done.stderr

@@ -290,6 +290,8 @@ def test_a_key_that_is_not_for_one_answer_gets_none(shelf: Shelf, asked: tuple[b
         lambda raw: raw.update(via="telepathy"),
         lambda raw: raw.update(reason=["a", "list"]),
         lambda raw: raw.update(reason="x" * 201),
+        lambda raw: raw.update(user=None),
+        lambda raw: raw.update(host=None),
         lambda raw: raw.update(manifest="not base64!"),
         lambda raw: raw.update(manifest=5),
         lambda raw: raw.update(heads=[]),
