@@ -19,6 +19,7 @@ from backupd.config.servers import EntraIdentity, Vault, VaultIdentity
 from backupd.custody import Custodian, Servers, open_custodian
 from backupd.custody import SecretRef as Reference
 from backupd.custody.file import FileId, file_at
+from backupd.custody.rights import Rights
 from backupd.errors import ConfigError
 from backupd.redact import Secret
 
@@ -52,17 +53,20 @@ class Custodians:
         """The same secret as the identity that makes backups would ask for it, whatever it is for."""
         return self._open(ref, self._backups)
 
-    def over_identities(self, opens: bool) -> tuple[str, ...]:
-        """The rights by which what makes backups could have more than it was given, where a server tells; in words.
+    def over_identities(self, opens: bool) -> Rights:
+        """The rights by which what makes backups could have more than it was given, where a server tells.
 
         `opens` says that the other identity may be asked for too. Raises as `Guarded.rights` does.
         """
         session, opening = self._backups.vault, self._opening.vault
         if session is None:
-            return ()
+            return Rights()
         from backupd.custody import vault_rights
+        from backupd.custody.vault import Place
 
-        return vault_rights.over_identities(session, opening if opening is not session else None, opens=opens)
+        places = [Place.parse(each.name) for each in self._that_open if each.kind == "vault"]
+        other = opening if opening is not session else None
+        return vault_rights.over_identities(session, other, opens=opens, places=places)
 
     def logins_for_backups(self) -> tuple[ServerLogin, ...]:
         """How what makes backups logs in; nothing is fetched."""

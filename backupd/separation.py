@@ -16,6 +16,7 @@ from backupd.columns import ColumnError
 from backupd.config.models import Config, SecretRef, Source
 from backupd.custodians import ServerLogin
 from backupd.custody import SERVED, Custodian, beside, file_of, guard_of
+from backupd.custody.rights import Rights
 from backupd.custody.separation import Kept, digests, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
 from backupd.openpgp import Home
@@ -65,7 +66,7 @@ class Identities:
 
     own: Callable[[SecretRef], Custodian]
     backups: Callable[[SecretRef], Custodian]
-    over_identities: Callable[[bool], tuple[str, ...]]
+    over_identities: Callable[[bool], Rights]
     signer: Callable[[], tuple[str, frozenset[str]]]
     recipients: tuple[PublicKey, ...]
     logins: tuple[ServerLogin, ...] = ()
@@ -250,18 +251,19 @@ def _asked(
     config: Config, that_open: list[tuple[str, SecretRef]], who: Identities, opens: bool, *, quiet: bool
 ) -> Iterator[Finding]:
     """What servers tell of the identity that makes backups: how far its rights reach, which of these secrets it could have."""
-    rights: tuple[str, ...] = ()
+    rights = Rights()
     silent = False
     try:
         rights = who.over_identities(opens)
     except BackupdError as error:
         silent = True
         yield _untold("a key that opens", error)
-    if rights:
-        more = f", and {len(rights) - _TOLD} things more" if len(rights) > _TOLD else ""
+    yield from (Finding(Weight.WARNING, each.text, each.hint) for each in rights.hazards)
+    if give := rights.give:
+        more = f", and {len(give) - _TOLD} things more" if len(give) > _TOLD else ""
         yield Finding(
             Weight.SHARED,
-            f"what makes backups could give itself the keys that open: it may {', '.join(rights[:_TOLD])}{more}",
+            f"what makes backups could give itself the keys that open: it may {', '.join(give[:_TOLD])}{more}",
             "take that from its policies in Vault: to make backups it needs to read its own secrets, and nothing more",
         )
     for what, ref in that_open:

@@ -365,18 +365,57 @@ def test_a_login_that_is_not_on_this_host_is_a_doubt(rig: Rig) -> None:
         ("sys/policies/acl/default", ["update"], "change the policy default"),
         ("sys/policies/acl/*", ["create", "update"], "write any policy"),
         ("auth/token/create", ["update", "sudo"], "make tokens of any policy"),
-        ("auth/token/create/*", ["update"], "make tokens by any role of tokens"),
-        ("auth/token/roles/*", ["create"], "change any role of tokens"),
+        ("auth/token/create/*", ["update"], "make tokens by a role of tokens"),
+        ("auth/token/roles/*", ["create"], "change a role of tokens"),
         ("identity/entity/id/*", ["update"], "change entities"),
         ("identity/group", ["update"], "change groups"),
         ("sys/remount", ["update", "sudo"], "move what is mounted"),
+        # aliases: who moves its own to another entity logs in as that
+        ("identity/entity-alias", ["update"], "change entities"),
+        ("identity/entity-alias/id/*", ["update"], "change entities"),
+        ("identity/entity-alias/id/+", ["update"], "change entities"),
+        ("identity/alias", ["create"], "change entities"),
+        ("identity/alias/id/*", ["update"], "change entities"),
+        ("identity/persona/id/*", ["update"], "change entities"),
+        ("identity/+/id/*", ["update"], "change entities"),
+        ("identity/group-alias/id/*", ["update"], "change groups"),
+        # ways to log in that are nobody's here
+        ("auth/{users}/users/*", ["create"], "change who logs in, by auth/{users}/users/*"),
+        ("auth/{users}/users/+", ["update"], "change who logs in, by auth/{users}/users/*"),
+        ("auth/{users}/users/+/password", ["update"], "change who logs in, by auth/{users}/users/*/password"),
+        ("auth/{users}/*", ["update"], "change who logs in, by auth/{users}/"),
+        ("auth/{users}/users/one", ["update"], "change who logs in, by auth/{users}/users/one"),
+        ("auth/{users}/new/kind", ["update"], "change who logs in, by auth/{users}/new/kind"),
+        ("auth/nowhere/role/*", ["create", "update", "read"], "change who logs in, by auth/nowhere/role/*"),
+        ("auth/a/b/users/cl*", ["update"], "change who logs in, by auth/a/b/users/cl*"),
+        ("auth/+/certs/+", ["update"], "change who logs in, by auth/*/certs/*"),
+        ("auth/*", ["update"], "change who logs in, by auth/*"),
+        ("sys/auth/*", ["create", "update", "sudo"], "add ways to log in"),
+        ("sys/auth/team-*", ["update", "sudo"], "add ways to log in"),
+        # names that only a rule knows
+        ("auth/token/create/clinic-*", ["update"], "make tokens by a role of tokens"),
+        ("auth/token/create/clinic", ["update"], "make tokens by a role of tokens"),
+        ("auth/token/roles/clinic-*", ["update"], "change a role of tokens"),
+        ("identity/group/name/clinic-*", ["create"], "change groups"),
+        ("identity/group/id/one", ["update"], "change groups"),
+        ("identity/entity/name/entity_*", ["update"], "change entities"),
+        ("identity/entity/name/one", ["update"], "change entities"),
+        ("sys/policies/acl/dr*", ["update"], "write the policy dr*"),
+        ("sys/policies/acl/drills", ["update"], "write the policy drills"),
+        ("sys/pol*", ["update"], "write any policy"),
+        ("sys/raw/logical/*", ["read", "sudo"], "read the server's storage"),
+        ("sy*", ["update", "sudo"], "read the server's storage"),
     ],
 )
 def test_a_right_that_is_one_step_from_the_keys_is_found(rig: Rig, path: str, able: list[str], words: str) -> None:
-    rig.named, rig.may = True, {path: able}
+    users = ""
+    if "{users}" in path:
+        users = rig.bao.new_name("users")
+        rig.bao.ask("POST", f"sys/auth/{users}", {"type": "userpass"})
+    rig.named, rig.may = True, {path.replace("{users}", users): able}
     [found] = [each for each in rig.findings() if each.weight is Weight.SHARED]
     assert found.text.startswith("what makes backups could give itself the keys that open: it may ")
-    assert words in found.text
+    assert words.replace("{users}", users) in found.text or "things more" in found.text
     assert found.hint
 
 
@@ -388,6 +427,22 @@ def test_a_right_that_is_one_step_from_the_keys_is_found(rig: Rig, path: str, ab
         ("{backups}", ["read"]),
         ("{opens}/role-id", ["read"]),
         ("sys/policies/acl/{policy}", ["read"]),
+        ("{backups}/*", ["read", "list"]),
+        ("auth/token/*", ["read"]),
+        ("auth/token/renew*", ["update"]),
+        ("auth/token/revoke", ["update"]),
+        ("auth/+/login", ["update"]),
+        ("auth/nowhere/login/*", ["update"]),
+        ("auth/nowhere/oidc/auth_url", ["update"]),
+        ("{opens}/secret-id/lookup", ["update"]),
+        ("identity/lookup/entity", ["update"]),
+        ("identity/oidc/provider/+/authorize", ["read", "update"]),
+        ("sys/auth", ["read", "sudo"]),
+        ("sys/auth/*", ["read", "sudo"]),
+        ("sys/mounts/*", ["read"]),
+        ("sys/leases/*", ["update"]),
+        ("{mount}/data/auth/nowhere/users/*", ["update"]),
+        ("{mount}/data/team/sys/policies/acl/*", ["update"]),
     ],
 )
 def test_a_right_that_leads_nowhere_is_let_be(rig: Rig, path: str, able: list[str]) -> None:
@@ -395,12 +450,89 @@ def test_a_right_that_leads_nowhere_is_let_be(rig: Rig, path: str, able: list[st
     assert rig.shared() == []
 
 
-def test_the_role_that_opens_is_known_by_name_to_who_may_log_in_as_it(rig: Rig) -> None:
-    """A backup knows the id of the drill's AppRole alone; `check` and the drill ask for its name."""
+UNTOLD = {"sys/internal/ui/resultant-acl": ["deny"]}
+
+
+def test_a_role_that_opens_is_found_where_a_rule_names_it_or_by_who_may_log_in_as_it(rig: Rig) -> None:
+    """A backup knows the id of the drill's AppRole alone: without the rules, `check` and the drill ask for its name."""
     rig.may = {"{opens}/secret-id": ["update"]}
+    [found] = rig.shared()
+    assert "change who logs in, by auth/" in found
+    rig.may |= UNTOLD
     assert rig.shared() == []
     [found] = rig.shared(opens=True)
     assert "make a secret id of the role" in found
+
+
+def test_rules_that_the_server_does_not_tell_are_warned_of(rig: Rig) -> None:
+    """What is asked without them still holds; `check` says which rules that does not find."""
+    rig.may = UNTOLD | {"auth/token/create/clinic-*": ["update"]}
+    [warning] = [each for each in rig.findings() if "does not tell" in each.text]
+    assert warning.weight is Weight.WARNING
+    assert "a name's beginning, is not found" in warning.text
+    assert warning.hint == (
+        'let it read them, in one of its policies: path "sys/internal/ui/resultant-acl" { capabilities = ["read"] }'
+    )
+    assert rig.shared() == []
+    for path in ("auth/+/users/+", "identity/alias/id/*", "sys/auth/*"):
+        rig.may = UNTOLD | {path: ["update", "sudo"]}
+        assert rig.shared()
+    users = rig.bao.new_name("users")
+    rig.bao.ask("POST", f"sys/auth/{users}", {"type": "userpass"})
+    rig.may = UNTOLD | {f"auth/{users}/users/*": ["update"]}
+    assert rig.shared()  # the mounts are told to anybody
+
+
+@pytest.mark.parametrize(
+    ("against", "found"),
+    [("identity/group/name/clinic-*", False), ("identity/group/name/clinic-a*", True), ("identity/*", True)],
+)
+def test_a_rule_against_a_rule_counts(rig: Rig, against: str, found: bool) -> None:
+    """The rules give names to ask about; what the server answers decides."""
+    other = rig.bao.new_policy({"identity/group/name/clinic-*": ["update"]})
+    rig.token = rig.bao.new_token("default", other, rig.bao.new_policy({against: ["deny"]}))
+    assert bool(rig.shared()) == found
+
+
+def test_a_user_may_change_its_own_password(rig: Rig) -> None:
+    users = rig.bao.new_name("users")
+    rig.bao.ask("POST", f"sys/auth/{users}", {"type": "userpass"})
+    own = rig.bao.new_policy({f"auth/{users}/users/backups/password": ["update"]})
+    rig.bao.ask("POST", f"auth/{users}/users/backups", {"password": "of backups", "token_policies": [own]})
+    answer = rig.bao.ask("POST", f"auth/{users}/login/backups", {"password": "of backups"}, token="")
+    rig.token = answer["auth"]["client_token"]
+    assert rig.shared() == []
+    rig.bao.write_policy(own, {f"auth/{users}/users/backups/policies": ["update"]})
+    assert "change its own role" in rig.shared()[0]
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("auth/token/create", "make tokens of any policy"),
+        ("auth/token/create/*", "make tokens by a role of tokens"),
+        ("sys/policies/acl/*", "write any policy"),
+        ("sys/policies/acl/drills", "write the policy drills"),
+        ("identity/entity-alias/id/*", "change entities"),
+        ("identity/group/id/+", "change groups"),
+        ("auth/approle/role/*", "change who logs in, by {team}/auth/approle/role/*"),
+        ("sys/auth/*", "add ways to log in"),
+    ],
+)
+@pytest.mark.parametrize("inside", [True, False], ids=["[vault] namespace", "in the path"])
+def test_a_right_over_identities_in_the_namespace_of_the_keys_is_found(rig: Rig, path: str, words: str, inside: bool) -> None:
+    """The identity is of the namespace above it; so are its rules, which it is asked for there."""
+    team = rig.bao.new_name("team")
+    rig.bao.ask("POST", f"sys/namespaces/{team}", {})
+    mount = rig.bao.new_mount(namespace=team)
+    named = f"{mount}/" if inside else f"{team}/{mount}//"
+    rig.opening, rig.columns = f'{{ vault = "{named}backup/operations" }}', f'{{ vault = "{named}clinic/totp" }}'
+    rig.instead = {"[vault]\n": f'[vault]\nnamespace = "{team}"\n'} if inside else {}
+    for rules, expected in ({f"{team}/{path}": ["create", "update", "sudo"]}, True), ({f"other/{path}": ["update"]}, False):
+        rig.token = rig.bao.new_token("default", rig.bao.new_policy(rules))
+        found = rig.shared()
+        assert bool(found) == expected
+        assert all(words.format(team=team) in each for each in found)
 
 
 def test_on_a_host_that_names_no_key_that_opens_the_identity_is_asked_about_all_the_same(rig: Rig) -> None:

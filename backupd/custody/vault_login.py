@@ -100,7 +100,7 @@ Login = Token | AppRole | Kubernetes
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a server says of a token: its namespace, its policies, its entity, and the path of the role that it was made by."""
+    """What a server says of a token: its namespace, policies and entity, and the path of the role or user that it is of."""
 
     namespace: str = ""
     policies: frozenset[str] = frozenset()
@@ -119,6 +119,8 @@ class Standing:
         name, role = meta.get("role_name") or meta.get("role"), ""
         if path.endswith("/login") and name:
             role = f"{path.removesuffix('/login')}/role/{name}"
+        elif "/login/" in path:  # of a user with a password: what says who that is stands for a role
+            role = "{}/users/{}".format(*path.split("/login/", 1))
         elif path.startswith("auth/token/create/"):
             role = f"auth/token/roles/{path.removeprefix('auth/token/create/')}"
         return cls(namespace, policies, str(told.get("entity_id") or ""), role)

@@ -1,17 +1,20 @@
 """What is asked of Vault about an identity: each path by which it could have a secret, or give itself the right to it, and why.
 
-One question each (`sys/capabilities-self`), for all paths at once. A path has to be named to be asked about: what stands at a
-name that nobody here knows, a role of tokens for instance, is not found, unless a pattern of a policy takes in any name.
+One question each (`sys/capabilities-self`), many paths at once. A path has to be named to be asked about: names that nobody
+knows here, of a role of tokens for instance, come from the identity's own rules (`vault_rules`), where the server tells them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from backupd.custody import vault_rules
 from backupd.custody.rights import Hazard, Rights
+from backupd.custody.vault_rules import ANY, Rule
 from backupd.custody.vault_session import VaultSession
 from backupd.errors import Denied, SecretUnavailable
 
@@ -19,22 +22,51 @@ if TYPE_CHECKING:
     from backupd.custody.vault import Place
 
 ASK = 'path "sys/capabilities-self" { capabilities = ["update"] }'
-_ANY = "backupd-asks"  # stands for a name that is not known: what is allowed there is allowed by a pattern
 _READS = frozenset({"read", "root"})
 _WRITES = frozenset({"update", "create", "patch", "root"})
 _USES = frozenset({"update", "create", "root"})  # Transit decrypts for whoever may update or create
 _SUDO = frozenset({"sudo", "root"})
+_ASKED_AT_ONCE = 200  # paths; OpenBao refuses a question of more than a thousand texts
 _KEY_TYPES = ("encryption-key", "signing-key")  # an RSA key is exported as either
 _VERSIONS = ("", "/latest", *(f"/{number}" for number in range(1, 10)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Door:
-    """A path, the capabilities of which one is enough, and what they allow, in words to follow "may"."""
+    """A path, the capabilities of which one is enough, with `sudo` or without, and what they allow, to follow "may"."""
 
     path: str
     needed: frozenset[str]
     words: str
+    sudo: bool = False
+
+    def is_open(self, able: frozenset[str]) -> bool:
+        return bool(able & self.needed) and (not self.sudo or bool(able & _SUDO))
+
+
+# What gives the rights of others, in the namespace that it is in: `+` is any one name, `*` whatever follows.
+_OVER_OTHERS = (
+    *(_Door(f"auth/token/{each}", _WRITES, "make tokens of any policy", sudo=True) for each in ("create", "create-orphan")),
+    _Door("auth/token/create/+", _WRITES, "make tokens by a role of tokens"),
+    _Door("auth/token/roles/+", _WRITES, "change a role of tokens"),
+    *(_Door(f"identity/entity{each}", _WRITES, "change entities") for each in ("", "/merge", "/id/+", "/name/+")),
+    # Who moves its alias to another entity logs in as that; `alias` and `persona` are older names of it.
+    *(_Door(f"identity/{each}", _WRITES, "change entities") for each in ("entity-alias", "alias", "persona")),
+    *(_Door(f"identity/{each}/id/+", _WRITES, "change entities") for each in ("entity-alias", "alias", "persona")),
+    *(_Door(f"identity/group{each}", _WRITES, "change groups") for each in ("", "/id/+", "/name/+", "-alias", "-alias/id/+")),
+    _Door("sys/auth/*", _WRITES, "add ways to log in", sudo=True),
+    _Door("sys/remount", _WRITES, "move what is mounted", sudo=True),
+    _Door("sys/raw/*", _READS | _WRITES, "read the server's storage", sudo=True),
+)
+# What says who logs in by a mount. What is below `auth/`, and neither here nor harmless, is found by a rule that names it.
+_LOGINS = (
+    *("role/+", "role/+/policies", "role/+/secret-id", "role/+/custom-secret-id"),
+    *("users/+", "users/+/policies", "users/+/password", "groups/+", "certs/+", "map/+/+", "config"),
+)
+_KEPT = "(?!.*/(?:role|roles|users|groups|certs|map|config)/)"  # what may have any name, that of a harmless path too
+_HARMLESS = re.compile(
+    rf"auth/token/.*|auth/{_KEPT}.+/(?:login|oidc|tidy)\b.*|auth/.+/role/[^/]+/secret-id(?:-accessor)?/(?:lookup|destroy)"
+)
 
 
 def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
@@ -56,24 +88,48 @@ def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
     return Rights(give, tuple(hazards))
 
 
-def over_identities(session: VaultSession, opening: VaultSession | None, *, opens: bool) -> tuple[str, ...]:
-    """The rights by which an identity could give itself others, or become the one that opens; in words, as `Rights.give`.
+def over_identities(
+    session: VaultSession, opening: VaultSession | None, *, opens: bool, places: Iterable[Place] = ()
+) -> Rights:
+    """The rights by which an identity could give itself others, or become the one that opens.
 
     The role of the one that `opening` logs in is known by its name where this process `opens`, for then it may log in, and
-    else by what the configuration says. Raises as `of_secret`.
+    else by what the configuration says. `places` are those of the keys: who may give rights in a namespace of theirs has them.
+    Raises as `of_secret`.
     """
     who = session.standing()
     if "root" in who.policies:
-        return ("do anything, by the policy root",)
+        return Rights(("do anything, by the policy root",))
     others = set[str]()
     if opening is not None and opening.login.role_path:
         others.add(opening.login.role_path)
     if opening is not None and opens:
         with suppress(SecretUnavailable):  # whoever needs it will say so
             others |= {opening.standing().role} - {""}
-    within = session.namespace.removeprefix(who.namespace).strip("/")  # a token may be of a namespace above
-    others = {f"{within}/{each}" if within else each for each in others}
-    return _open(session, [*_own(who.role, who.entity, who.policies), *_of_others(others)], who.namespace)
+    within = _below(session.namespace, who.namespace)  # a token may be of a namespace above
+    others = {_in(within, each) for each in others}
+    rules = vault_rules.told(session)
+    doors = [*_own(who.role, who.entity, who.policies), *_of_others(others)]
+    for each in _namespaces(session.namespace, who.namespace, places):
+        mounts = vault_rules.logins(session, _in(who.namespace, each))
+        doors += _over_others(each, mounts, rules or (), who.role, {door.path for door in doors})
+    return Rights(_open(session, doors, who.namespace), () if rules is not None else (_untold(),))
+
+
+def _namespaces(asked: str, home: str, places: Iterable[Place]) -> list[str]:
+    """Every namespace from the token's own to that of a key, named from its own. A mount's name may begin with one."""
+    found = {"", _below(asked, home)}
+    for each in places:
+        found.add(_below(_in(asked, each.mount.rpartition("/")[0]), home))
+    return sorted({above for each in found for above in _up(each)})
+
+
+def _below(namespace: str, home: str) -> str:
+    return namespace.removeprefix(home).strip("/")
+
+
+def _in(namespace: str, path: str) -> str:
+    return f"{namespace}/{path}".strip("/")
 
 
 def _transit(key: Place) -> Iterator[_Door]:
@@ -85,28 +141,18 @@ def _transit(key: Place) -> Iterator[_Door]:
         for version in _VERSIONS:
             yield _Door(key.below(f"export/{each}") + version, _READS, out)
     for version in _VERSIONS:  # wrapped by another key, of which the private half may be anywhere
-        yield _Door(key.below(f"byok-export/{_ANY}") + version, _READS, out)
+        yield _Door(key.below(f"byok-export/{ANY}") + version, _READS, out)
 
 
 def _own(role: str, entity: str, policies: frozenset[str]) -> Iterator[_Door]:
-    """What an identity must not be able to change about itself. To renew its own secret id gives it nothing."""
-    for each in sorted(policies | {_ANY}):
-        words = f"change the policy {each}" if each in policies else "write any policy"
-        yield _Door(f"sys/policies/acl/{each}", _WRITES, words)
-        yield _Door(f"sys/policy/{each}", _WRITES, words)
+    """What an identity must not be able to change about itself."""
+    for each in sorted(policies):
+        for path in (f"sys/policies/acl/{each}", f"sys/policy/{each}"):
+            yield _Door(path, _WRITES, f"change the policy {each}")
     if role:
         yield from _role(role, f"change its own role {role}")
-    for each in ("create", "create-orphan"):
-        yield _Door(f"auth/token/{each}", _SUDO, "make tokens of any policy")
-    yield _Door(f"auth/token/create/{_ANY}", _WRITES, "make tokens by any role of tokens")
-    yield _Door(f"auth/token/roles/{_ANY}", _WRITES, "change any role of tokens")
-    own = f"entity/id/{entity or _ANY}"  # of which the default policy has a rule, so that no pattern changes it
-    for each in (own, "entity", "entity/merge", "entity-alias", f"entity/id/{_ANY}", f"entity/name/{_ANY}"):
-        yield _Door(f"identity/{each}", _WRITES, "change entities")
-    for each in ("group", "group-alias", f"group/id/{_ANY}", f"group/name/{_ANY}"):
-        yield _Door(f"identity/{each}", _WRITES, "change groups")
-    yield _Door("sys/remount", _SUDO, "move what is mounted")
-    yield _Door(f"sys/raw/{_ANY}", _SUDO, "read the server's storage")
+    if entity:  # of which the default policy has a rule, so that no pattern changes it
+        yield _Door(f"identity/entity/id/{entity}", _WRITES, "change entities")
 
 
 def _of_others(roles: set[str]) -> Iterator[_Door]:
@@ -122,6 +168,37 @@ def _role(role: str, words: str) -> Iterator[_Door]:
     mount, found, _ = role.rpartition("/role/")
     if found:  # who says which server judges logins, logs in as anybody
         yield _Door(f"{mount}/config", _WRITES, f"change the logins of {mount}")
+
+
+def _over_others(namespace: str, mounts: Sequence[str], rules: Sequence[Rule], own: str, known: set[str]) -> Iterator[_Door]:
+    """What gives the rights of others in a namespace: each form of it, and each path that a rule names but the `known`."""
+    where = f" in the namespace {namespace}" if namespace else ""
+
+    def paths(pattern: str) -> Iterator[str]:
+        return (each for each in vault_rules.paths(_in(namespace, pattern), rules) if each not in known)
+
+    for each in _OVER_OTHERS:
+        yield from (replace(each, path=path, words=each.words + where) for path in paths(each.path))
+    for path in (*paths("sys/policies/acl/+"), *paths("sys/policy/+")):
+        name = path.rpartition("/")[2]
+        yield _Door(path, _WRITES, f"write {'any policy' if name == ANY else f'the policy {_shown(name)}'}{where}")
+    patterns = [f"auth/{mount}/{each}" for mount in ("+", *mounts) for each in _LOGINS]
+    for path in (path for each in (*patterns, "auth/*") for path in paths(each)):
+        its_own = own and f"{path}/".startswith(f"{own}/")  # to renew its own secret id gives it nothing
+        if not its_own and not _HARMLESS.fullmatch(path.removeprefix(f"{namespace}/") if namespace else path):
+            yield _Door(path, _WRITES, f"change who logs in, by {_shown(path)}")
+
+
+def _shown(path: str) -> str:
+    """A path as a rule would name it."""
+    return path.replace(ANY, "*")
+
+
+def _untold() -> Hazard:
+    return Hazard(
+        "Vault does not tell what makes backups its own rules: one for a certain name, or for a name's beginning, is not found",
+        f"let it read them, in one of its policies: {vault_rules.TELL}",
+    )
 
 
 def _older_versions(data: str) -> Hazard:
@@ -144,10 +221,14 @@ def _exportable(session: VaultSession, key: Place) -> Iterator[Hazard]:
 # ----------------------------------------------------------------------------------------------------------- the question
 
 
-def _open(session: VaultSession, doors: Sequence[_Door], namespace: str) -> tuple[str, ...]:
+def _open(session: VaultSession, doors: Iterable[_Door], namespace: str) -> tuple[str, ...]:
     """The words of the doors that are open, each once."""
-    able = _capabilities(session, [each.path for each in doors], namespace)
-    return tuple(dict.fromkeys(each.words for each in doors if able[each.path] & each.needed))
+    doors = list(doors)
+    able: dict[str, frozenset[str]] = {}
+    paths = list(dict.fromkeys(each.path for each in doors))
+    for first in range(0, len(paths), _ASKED_AT_ONCE):
+        able |= _capabilities(session, paths[first : first + _ASKED_AT_ONCE], namespace)
+    return tuple(dict.fromkeys(each.words for each in doors if each.is_open(able[each.path])))
 
 
 def _capabilities(session: VaultSession, paths: Sequence[str], namespace: str) -> dict[str, frozenset[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from backupd.custody import SecretRef, Servers, open_custodian, vault_rights
+from backupd.custody.rights import Rights
 from backupd.custody.vault import VaultSecret
 from backupd.custody.vault_login import AppRole
 from backupd.custody.vault_session import VaultSession
@@ -43,7 +44,7 @@ def test_the_documented_set_up_makes_two_identities(tmp_path: Path, planted: Pla
             assert not secret(each, backups).rights().give
             with pytest.raises(SecretUnavailable, match="denies it to the AppRole backups"):
                 secret(each, backups).fetch()
-        assert vault_rights.over_identities(backups, drills, opens=True) == ()
+        assert vault_rights.over_identities(backups, drills, opens=True) == Rights()
         for session in (backups, drills):
             session.close()
 
