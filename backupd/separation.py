@@ -197,10 +197,17 @@ def _of_columns(sources: Iterable[tuple[str, Source]]) -> Iterator[tuple[str, st
 
 
 def _that_open(config: Config, sources: Iterable[tuple[str, Source]]) -> Iterator[tuple[str, SecretRef]]:
-    """What the identity that makes backups may never read."""
+    """What the identity that makes backups may neither read nor write."""
     if config.drill.secret_key is not None:
         yield DRILL_KEY, config.drill.secret_key
+    sources = tuple(sources)
     yield from ((what, ref) for what, _, ref in _of_columns(sources))
+    for name, source in sources:
+        if source.columns_password is not None:
+            yield f"the password of who writes columns of {name}", source.columns_password
+        for each in source.totp:
+            if each.canary is not None:
+                yield f"the canary of {name}: {each.table}.{each.column}", each.canary.secret
 
 
 def _readable(ref: SecretRef, opens: bool) -> bool:

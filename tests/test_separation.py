@@ -210,6 +210,35 @@ def test_a_policy_that_lets_what_makes_backups_open_them_is_found(rig: Rig) -> N
     assert rig.shared() == [f"what makes backups may read {rig.mount}/data/backup/operations: the drill's secret key"]
 
 
+@pytest.mark.parametrize("able", ["patch", "update", "create"])
+def test_a_policy_that_lets_what_makes_backups_write_the_column_keys_is_found(rig: Rig, able: str) -> None:
+    """A key of its own beside the others, as the current one, would open every value that is encrypted from then on."""
+    rig.may = {"{mount}/data/clinic/totp": [able]}
+    assert rig.shared() == [
+        f"what makes backups may write {rig.mount}/data/clinic/totp: the column keys of clinic: users.totp_secret"
+    ]
+
+
+def test_who_may_destroy_the_column_keys_is_warned_of(rig: Rig) -> None:
+    rig.may = {"{mount}/metadata/clinic/*": ["delete"]}
+    [warning] = [each for each in rig.findings() if "may destroy" in each.text]
+    assert warning.weight is Weight.WARNING
+    assert warning.text.startswith("the column keys of clinic: users.totp_secret: what makes backups may destroy")
+
+
+def test_a_canary_and_the_password_of_who_writes_columns_are_not_for_what_makes_backups(rig: Rig) -> None:
+    """The one is a seed, the other writes them."""
+    canary, password = (f'{{ vault = "{rig.mount}/clinic/{each}" }}' for each in ("canary", "writer"))
+    dsn = f'columns_dsn = "postgresql://writer@localhost/clinic"\ncolumns_password = {password}\n'
+    rig.instead = {DSN: DSN + dsn, COLUMN: f"{COLUMN}canary = {{ id = 1, secret = {canary} }}\n"}
+    assert rig.shared() == []
+    rig.may = {"{mount}/data/clinic/canary": ["read"], "{mount}/data/clinic/writer": ["read"]}
+    assert rig.shared() == [
+        f"what makes backups may read {rig.mount}/data/clinic/writer: the password of who writes columns of clinic",
+        f"what makes backups may read {rig.mount}/data/clinic/canary: the canary of clinic: users.totp_secret",
+    ]
+
+
 def test_one_identity_for_both_is_found(rig: Rig) -> None:
     rig.one_identity = True
     shared = rig.shared()

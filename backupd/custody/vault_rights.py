@@ -25,6 +25,7 @@ ASK = 'path "sys/capabilities-self" { capabilities = ["update"] }'
 _READS = frozenset({"read", "root"})
 _WRITES = frozenset({"update", "create", "patch", "root"})
 _USES = frozenset({"update", "create", "root"})  # Transit decrypts for whoever may update or create
+_DELETES = frozenset({"delete", "root"})
 _SUDO = frozenset({"sudo", "root"})
 _ASKED_AT_ONCE = 200  # paths; OpenBao refuses a question of more than a thousand texts
 _KEY_TYPES = ("encryption-key", "signing-key")  # an RSA key is exported as either
@@ -76,16 +77,22 @@ def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
     """
     data = place.below("data")
     read = _Door(data, _READS, f"read {data}")
+    # Who writes a column's keys adds one of its own, by which every value is encrypted from then on.
+    write = _Door(data, _WRITES, f"write {data}")
+    gone = "destroy"
+    destroy = [_Door(place.below("destroy"), _WRITES, gone), _Door(place.below("metadata"), _DELETES, gone)]
     if key is None:
-        return Rights(_open(session, [read], session.namespace))
+        open_ = _open(session, [read, write, *destroy], session.namespace)
+        return Rights(tuple(each for each in open_ if each != gone), tuple(_destroyed(data) for each in open_ if each == gone))
     # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
     told = _Door(key.below("keys"), _READS, "read about the key")
-    open_ = _open(session, [*_transit(key), read, told], session.namespace)
-    give = tuple(each for each in open_ if each not in (read.words, told.words))
+    destroy.append(_Door(key.below("keys"), _DELETES, gone))
+    open_ = _open(session, [*_transit(key), write, read, told, *destroy], session.namespace)
+    give = tuple(each for each in open_ if each not in (read.words, told.words, gone))
     hazards = [_older_versions(data)] if read.words in open_ else []
     if told.words in open_:
         hazards += _exportable(session, key)
-    return Rights(give, tuple(hazards))
+    return Rights(give, (*hazards, *(_destroyed(data) for each in open_ if each == gone)))
 
 
 def over_identities(
@@ -140,6 +147,8 @@ def _transit(key: Place) -> Iterator[_Door]:
     for each in _KEY_TYPES:
         for version in _VERSIONS:
             yield _Door(key.below(f"export/{each}") + version, _READS, out)
+    for each in ("restore", f"restore/{key.path}"):  # of a copy of another key, over this one
+        yield _Door(f"{key.mount}/{each}", _WRITES, f"replace {name}")
     for version in _VERSIONS:  # wrapped by another key, of which the private half may be anywhere
         yield _Door(key.below(f"byok-export/{ANY}") + version, _READS, out)
 
@@ -205,6 +214,13 @@ def _older_versions(data: str) -> Hazard:
     return Hazard(
         f"what makes backups may read {data}, whose older versions are in clear if it was ever written without being wrapped",
         "take that right away, for no backup needs it, and destroy those versions: bao kv destroy -versions=…",
+    )
+
+
+def _destroyed(data: str) -> Hazard:
+    return Hazard(
+        f"what makes backups may destroy {data}, and nobody opens anything by it then",
+        "take that right away, for no backup needs it, and keep a copy where only others can reach it",
     )
 
 

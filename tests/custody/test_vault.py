@@ -501,15 +501,38 @@ def blank(openbao: OpenBao, path: str, wrapped: Callable[[str], str]) -> SecretU
 
 
 @pytest.mark.parametrize(
-    ("able", "may_read"),
-    [([], False), (["read"], True), (["list"], False), (["update"], False), (["create", "read"], True), (["deny"], False)],
+    ("able", "words"),
+    [
+        ([], []),
+        (["read"], ["read"]),
+        (["list"], []),
+        (["update"], ["write"]),
+        (["patch"], ["write"]),
+        (["create", "read"], ["read", "write"]),
+        (["delete"], []),
+        (["deny"], []),
+    ],
 )
-def test_the_server_tells_whether_an_identity_may_read(openbao: OpenBao, path: str, able: list[str], may_read: bool) -> None:
-    rules = {path.replace("/", "/data/", 1): able} if able else {}
+def test_the_server_tells_whether_an_identity_may_read_or_write(
+    openbao: OpenBao, path: str, able: list[str], words: list[str]
+) -> None:
+    data = path.replace("/", "/data/", 1)
+    rules = {data: able} if able else {}
     token = openbao.new_token("default", openbao.new_policy(rules | {"unrelated/*": ["read"]}))
-    found = opened(openbao, path, as_=session(openbao, Token(InHand(token)))).rights().give
-    assert bool(found) == may_read
-    assert all(path.replace("/", "/data/", 1) in each for each in found)
+    found = opened(openbao, path, as_=session(openbao, Token(InHand(token)))).rights()
+    assert found.give == tuple(f"{each} {data}" for each in words)
+    assert found.hazards == ()
+
+
+@pytest.mark.parametrize(("door", "able"), [("destroy", "update"), ("metadata", "delete")])
+def test_the_right_to_destroy_a_secret_is_told(openbao: OpenBao, path: str, door: str, able: str) -> None:
+    token = openbao.new_token("default", openbao.new_policy({path.replace("/", f"/{door}/", 1): [able]}))
+    vault = session(openbao, Token(InHand(token)))
+    for unwrap in (None, "transit/clinic"):
+        rights = opened(openbao, path, as_=vault, unwrap=unwrap).rights()
+        [hazard] = rights.hazards
+        assert "may destroy" in hazard.text
+        assert rights.give == ()
 
 
 def test_a_wildcard_of_a_policy_and_the_root_token_are_seen(openbao: OpenBao, path: str) -> None:
@@ -542,6 +565,9 @@ def test_of_a_wrapped_value_the_right_to_unwrap_counts(openbao: OpenBao, path: s
         ({"transit/export/signing-key/clinic": ["read"]}, True),
         ({"transit/byok-export/+/clinic": ["read"]}, True),
         ({"transit/byok-export/*": ["read"]}, True),
+        ({"transit/restore/clinic": ["update"]}, True),
+        ({"transit/restore": ["update"]}, True),
+        ({data: ["update"]}, True),
         ({"transit/keys/clinic": ["read"]}, False),
         ({data: ["read"], "transit/encrypt/clinic": ["update"]}, False),
     ):
