@@ -26,7 +26,7 @@ from tests.audit.examples import ACTOR
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep, plant
 from tests.leak_watch import Planted
 from tests.parts.key_vault import VAULT, Credential, KeyVaultServer
-from tests.parts.openbao import AppRoleOf, OpenBao
+from tests.parts.openbao import AppRoleOf, OpenBao, lending_proxy
 from tests.parts.postgres import PostgresServer
 
 DSN = 'dsn = "postgresql://nobody@localhost/clinic"\n'
@@ -477,6 +477,31 @@ def test_a_right_that_is_one_step_from_the_keys_is_found(rig: Rig, path: str, ab
 def test_a_right_that_leads_nowhere_is_let_be(rig: Rig, path: str, able: list[str]) -> None:
     rig.named, rig.may = True, {path: able}
     assert rig.shared() == []
+
+
+@pytest.mark.parametrize("tells", [True, False], ids=["that tells who it is", "that tells nothing"])
+def test_a_proxy_that_lends_the_other_identity_to_everybody_is_found(rig: Rig, tells: bool) -> None:
+    """It is asked with the token of what makes backups, and needs none."""
+    opens = rig.bao.new_policy({f"{rig.mount}/data/*": ["read"]})
+    role = rig.bao.new_approle(opens, token_no_default_policy=not tells)
+    with lending_proxy(rig.bao, role) as rig.address:
+        found = rig.shared()
+    if tells:
+        [text] = found
+        assert f"{rig.address}/v1 answers whoever asks without a token, as somebody else than the AppRole" in text
+    else:
+        told = f"what makes backups may read {rig.mount}/data/clinic/totp without a token, at {rig.address}/v1"
+        assert any(each.startswith(told) for each in found)
+
+
+def test_a_proxy_that_lends_what_makes_backups_is_warned_of(rig: Rig) -> None:
+    role = rig.bao.new_approle("default")
+    rig.logins["backups"] = rig.login(role, "lent.id")
+    with lending_proxy(rig.bao, role) as rig.address:
+        found = rig.findings()
+    assert not [each for each in found if each.weight is Weight.SHARED]
+    [warning] = [each for each in found if "without a token" in each.text]
+    assert warning.weight is Weight.WARNING
 
 
 UNTOLD = {"sys/internal/ui/resultant-acl": ["deny"]}

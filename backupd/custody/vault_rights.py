@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from backupd.custody import vault_rules
 from backupd.custody.rights import Hazard, Rights
+from backupd.custody.vault_login import Standing
 from backupd.custody.vault_rules import ANY, Rule
 from backupd.custody.vault_session import VaultSession
 from backupd.errors import Denied, SecretUnavailable
@@ -82,6 +83,8 @@ def of_secret(session: VaultSession, place: Place, key: Place | None) -> Rights:
     gone = "destroy"
     destroy = [_Door(place.below("destroy"), _WRITES, gone), _Door(place.below("metadata"), _DELETES, gone)]
     if key is None:
+        if session.ask_unnamed(data).ok:  # which may be a proxy that does not tell who it is
+            return Rights((f"{read.words} without a token, at {session.url}",))
         open_ = _open(session, [read, write, *destroy], session.namespace)
         return Rights(tuple(each for each in open_ if each != gone), tuple(_destroyed(data) for each in open_ if each == gone))
     # The wrapped value may be known from elsewhere, so that the right to unwrap is enough; so is the key itself.
@@ -105,6 +108,7 @@ def over_identities(
     Raises as `of_secret`.
     """
     who = session.standing()
+    hazards = _lent(session, who)
     if "root" in who.policies:
         return Rights(("do anything, by the policy root",))
     others = set[str]()
@@ -120,7 +124,28 @@ def over_identities(
     for each in _namespaces(session.namespace, who.namespace, places):
         mounts = vault_rules.logins(session, _in(who.namespace, each))
         doors += _over_others(each, mounts, rules or (), who.role, {door.path for door in doors})
-    return Rights(_open(session, doors, who.namespace), () if rules is not None else (_untold(),))
+    if rules is None:
+        hazards.append(_untold())
+    return Rights(_open(session, doors, who.namespace), tuple(hazards))
+
+
+def _lent(session: VaultSession, who: Standing) -> list[Hazard]:
+    """Whose rights the address gives to whoever asks without a token: raises Denied when they are not ours."""
+    answer = session.ask_unnamed("auth/token/lookup-self")
+    if not answer.ok:
+        return []
+    other = Standing.told(answer.data, session.namespace)
+    if (other.entity, other.policies) != (who.entity, who.policies):
+        raise Denied(
+            f"{session.url} answers whoever asks without a token, as somebody else than {session.identity}",
+            "name the server itself as [vault] address, or a proxy without use_auto_auth_token",
+        )
+    return [
+        Hazard(
+            f"{session.url} answers without a token as {session.identity}: every process here has what makes backups",
+            "name the server itself as [vault] address, or a proxy without use_auto_auth_token",
+        )
+    ]
 
 
 def _namespaces(asked: str, home: str, places: Iterable[Place]) -> list[str]:

@@ -144,6 +144,11 @@ class VaultSession:
                 answer = self._send(method, path, body, token=self._living().token, **options)
             return answer
 
+    def ask_unnamed(self, path: str) -> Answer:
+        """What is given to whoever asks without a token: nothing by a server, but by a proxy that has one of its own."""
+        with self._lock:
+            return self._send("GET", path)
+
     def standing(self) -> Standing:
         """What the server said of our token when it was obtained or looked up. Raises SecretUnavailable."""
         with self._lock:

@@ -134,6 +134,36 @@ def running_openbao(*, tls: bool = False) -> Iterator[OpenBao]:
             return
 
 
+@contextmanager
+def lending_proxy(bao: OpenBao, role: AppRoleOf) -> Iterator[str]:
+    """The address of a `bao proxy` on this host, which adds the token of this role to every request that has none."""
+    with short_directory("bd-baop-") as directory:
+        port = claim_port()
+        files = {"role": role.role_id, "secret": role.secret_id}
+        for name, text in files.items():
+            (directory / name).write_text(text)
+        (directory / "proxy.hcl").write_text(
+            f'vault {{ address = "{bao.address}" }}\n'
+            f'auto_auth {{ method "approle" {{ mount_path = "auth/{role.mount}" config = {{'
+            f' role_id_file_path = "{directory}/role" secret_id_file_path = "{directory}/secret"'
+            " remove_secret_id_file_after_reading = false } } }\n"
+            "api_proxy { use_auto_auth_token = true }\n"
+            f'listener "tcp" {{ address = "127.0.0.1:{port}" tls_disable = true }}\n'
+        )
+        argv = [str(Path(sys.executable).with_name("bao")), "proxy", f"-config={directory}/proxy.hcl"]
+        environment = clean_environment(directory)
+        process = ServerProcess(argv, directory=directory, log=directory / "log", environment=environment)
+        address = f"http://127.0.0.1:{port}"
+        proxy = OpenBao(address, "")
+        try:
+            # Mounts are told to whoever has a token, so to nobody before the proxy has logged in.
+            process.start(lambda: any(proxy.ask("GET", "sys/internal/ui/mounts")["data"].values()))
+            yield address
+        finally:
+            process.stop()
+            release_port(port)
+
+
 def _two_ports() -> int:
     """A port, the one above it claimed too: the server listens there for others of a cluster, unasked."""
     held = [claim_port()]
