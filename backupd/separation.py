@@ -15,7 +15,7 @@ from backupd.checks.leaks import keys_of
 from backupd.columns import ColumnError
 from backupd.config.models import Config, SecretRef, Source
 from backupd.custodians import ServerLogin
-from backupd.custody import SERVED, Custodian, beside, file_of, guard_of
+from backupd.custody import SERVED, Custodian, beside, file_of, guard_of, to_compare
 from backupd.custody.rights import Rights
 from backupd.custody.separation import Kept, digests, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
@@ -224,6 +224,7 @@ def _kept(
     )
     if not read:
         return kept
+    custodian = to_compare(custodian)
     try:
         secret, others = custodian.fetch(), beside(custodian)
     except SecretUnavailable:  # whoever needs it will say so; here it is enough that it is not compared
@@ -340,7 +341,7 @@ def _logins(who: Identities, makes: list[Kept], *, quiet: bool) -> Iterator[Find
 
 def _is_there(custodian: Custodian) -> bool:
     try:
-        custodian.fetch()
+        to_compare(custodian).fetch()
     except SecretUnavailable:
         return False
     return True

@@ -308,6 +308,22 @@ def test_a_key_of_backups_in_the_place_of_a_column_key_is_found_in_files(rig: Ri
     assert any("are one OpenPGP key" in each for each in found)
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o666, 0o660])
+def test_a_file_that_is_open_to_others_is_compared_all_the_same(rig: Rig, mode: int) -> None:
+    """Nothing uses it, so that nobody else would look at it."""
+    keep(rig.directory / "column.asc", rig.secrets.signing.secret.reveal()).chmod(mode)
+    rig.columns = '{ file = "column.asc" }'
+    assert any("are one OpenPGP key" in each for each in rig.shared())
+    keep(rig.directory / "column.json", json.dumps({"k": rig.secrets.signing.secret.reveal().decode()}).encode()).chmod(mode)
+    rig.columns = '{ file = "column.json", field = "k" }'
+    assert any("are one OpenPGP key" in each for each in rig.shared())
+    rig.signing, rig.columns = '{ file = "column.asc" }', '{ file = "keyring.json" }'
+    keep(rig.directory / "keyring.json", rig.secrets.keyring)
+    keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal()).chmod(mode)
+    rig.opening, rig.signing = '{ file = "operations.sec.asc" }', '{ file = "signing.sec.asc" }'
+    assert any("can read the key that opens them" in each.text for each in rig.findings())
+
+
 def test_a_signing_key_that_opens_backups_is_found(rig: Rig) -> None:
     keep(rig.directory / "operations.sec.asc", rig.secrets.operations.secret.reveal())
     rig.signing = '{ file = "operations.sec.asc" }'
@@ -855,6 +871,22 @@ def test_a_lax_policy_stops_backups_and_drills_and_is_recorded(clinic: Installat
     clinic.tables["vault"] = vault(clinic, openbao, {"unrelated/*": ["read"]}, lax)
     clinic.configure()
     clinic.run("backup", SOURCE, "--json").ok()
+
+
+def test_a_column_key_that_is_open_to_others_is_a_problem_of_the_host(clinic: Installation) -> None:
+    """Not the sign of a host that opens nothing, though nothing else of what opens is to be had."""
+    clinic.tables.pop("lax")
+    totp = clinic.tables["totp"]
+    clinic.tables["totp"] = totp[: totp.index("keys = ")] + 'keys = { file = "custody/keyring.json" }\n'
+    clinic.tables["drill"] = ""
+    clinic.configure()
+    (clinic.custody / "keyring.json").chmod(0o644)
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    lines = [each for each in done.json["lines"] if each["area"] == "custody"]
+    assert [each["state"] for each in lines if "is open to others" in each["text"]] == ["problem"]
+    assert not [each for each in lines if "opens neither" in each["text"]]
+    (clinic.custody / "keyring.json").chmod(0o600)
 
 
 def test_a_drill_whose_vault_is_away_could_not_verify(clinic: Installation) -> None:

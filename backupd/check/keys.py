@@ -8,6 +8,7 @@ from datetime import datetime
 from backupd import separation
 from backupd.check.lines import Line, Parts, State, guarded, ok, problem, warning
 from backupd.config.models import Config, SecretRef
+from backupd.custody import open_to_others
 from backupd.errors import BackupdError
 from backupd.openpgp import Home, cleartext, keys, messages
 from backupd.openpgp.keys import PublicKey
@@ -70,7 +71,8 @@ def _opening_secrets(parts: Parts) -> Generator[Line, None, bool]:
     """Lines on them, and whether this host opens anything: one that has some of these secrets is meant to have all."""
     found = [list(guarded("custody", _fetched(parts, what, ref))) for what, ref in opening_references(parts.config)]
     missing = [line for lines in found for line in lines if line.state is State.PROBLEM]
-    if found and len(missing) == len(found):
+    exposed = any(open_to_others(parts.custodian(ref)) for _, ref in opening_references(parts.config))
+    if found and len(missing) == len(found) and not exposed:
         yield warning(
             "custody",
             f"this host opens neither backups nor columns: {missing[0].text}",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from backupd.custody.credential import Credential
 from backupd.custody.env import EnvironmentVariable
-from backupd.custody.file import FileId, PrivateFile
+from backupd.custody.file import AnyFile, FileId, PrivateFile, to_others
 from backupd.custody.member import Member, MemberKeeper
 from backupd.custody.rights import Rights
 from backupd.errors import ConfigError
@@ -166,6 +166,21 @@ def file_of(custodian: Custodian) -> FileId | None:
     """Which file of this host the secret lies in; None for a place that is no file, or is not there."""
     place = custodian.place if isinstance(custodian, Member) else custodian
     return place.file if isinstance(place, Filed) else None
+
+
+def to_compare(custodian: Custodian) -> Custodian:
+    """The same secret, given also where its file is open to others: what nobody may use must still be nothing else's copy."""
+    place = custodian.place if isinstance(custodian, Member) else custodian
+    if not isinstance(place, PrivateFile):
+        return custodian
+    anyone = AnyFile(place.path, place.locator)
+    return Member(anyone, custodian.name) if isinstance(custodian, Member) else anyone
+
+
+def open_to_others(custodian: Custodian) -> bool:
+    """Whether the secret lies in a file that others may read or write."""
+    place = custodian.place if isinstance(custodian, Member) else custodian
+    return isinstance(place, PrivateFile) and to_others(place.path)
 
 
 def beside(custodian: Custodian) -> list[Secret]:

@@ -11,7 +11,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +90,26 @@ class PrivateFile:
             ) from error
 
 
+@dataclass(frozen=True, slots=True)
+class AnyFile:
+    """A file whatever its mode and its owner are: to be compared with other secrets, never to be used."""
+
+    path: str
+    locator: str
+
+    def fetch(self) -> Secret:
+        """The file's bytes. Raises SecretUnavailable: missing, unreadable, not a file, empty, too large."""
+        return _read(self.path, self.locator, _check_regular)
+
+
+def to_others(path: str) -> bool:
+    """Whether others may read or write the file there, so that no secret of it is used."""
+    try:
+        return bool(Path(path).stat().st_mode & _FORBIDDEN)
+    except OSError:
+        return False
+
+
 @contextmanager
 def _locked(path: Path, locator: str) -> Iterator[os.stat_result]:
     """The status of the file that has this name, while nobody else replaces it. Raises Busy."""
@@ -161,6 +181,10 @@ def file_at(path: str) -> FileId | None:
 
 def read_private(path: str, locator: str) -> Secret:
     """The bytes of the file at `path`, which must be private. `locator` is its name in messages."""
+    return _read(path, locator, _check_private)
+
+
+def _read(path: str, locator: str, check: Callable[[os.stat_result, str], None]) -> Secret:
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -173,7 +197,7 @@ def read_private(path: str, locator: str) -> Secret:
     except OSError as error:
         raise SecretUnavailable(f"{locator} cannot be opened: {error.strerror}", "correct the path") from error
     try:
-        _check_private(os.fstat(descriptor), locator)
+        check(os.fstat(descriptor), locator)
         data = _read_all(descriptor)
     except OSError as error:
         raise SecretUnavailable(f"{locator} cannot be read: {error.strerror}", "look at the disk it lies on") from error
@@ -186,9 +210,13 @@ def read_private(path: str, locator: str) -> Secret:
     return Secret(data, locator)
 
 
-def _check_private(status: os.stat_result, locator: str) -> None:
+def _check_regular(status: os.stat_result, locator: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         raise SecretUnavailable(f"{locator} is not a regular file", "refer to the file itself")
+
+
+def _check_private(status: os.stat_result, locator: str) -> None:
+    _check_regular(status, locator)
     if status.st_mode & _FORBIDDEN:
         mode = stat.S_IMODE(status.st_mode)
         raise SecretUnavailable(
