@@ -17,7 +17,7 @@ from backupd.config.models import Config, SecretRef, Source
 from backupd.custodians import ServerLogin
 from backupd.custody import SERVED, Custodian, beside, file_of, guard_of, to_compare
 from backupd.custody.rights import Rights
-from backupd.custody.separation import Kept, digests, shared
+from backupd.custody.separation import Kept, digests, digests_within, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
 from backupd.openpgp import Home
 from backupd.openpgp.home import names
@@ -32,6 +32,7 @@ _OWN_LOGIN = (
     "open backups on another host or in another pod, or give the unit of the drill alone a login, as a systemd credential"
 )
 _OPENPGP = b"-----BEGIN PGP "
+_SECRET_KEY = b"-----BEGIN PGP PRIVATE KEY BLOCK-----"
 
 
 class Weight(StrEnum):
@@ -233,7 +234,10 @@ def _kept(
     if cipher is not None:
         pieces += _keys(cipher, secret)
         fingerprints |= _fingerprints(secret)
-    return replace(kept, digests=digests(pieces), fingerprints=fingerprints, beside=digests(others))
+    others = [*others, secret]
+    inside = frozenset(name for each in others if _SECRET_KEY in each.reveal() for name in _fingerprints(each))
+    known = replace(kept, digests=digests(pieces), fingerprints=fingerprints)
+    return replace(known, beside=digests_within(others), keys_beside=inside)
 
 
 def _keys(cipher: str, secret: Secret) -> list[Secret]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -158,6 +159,18 @@ def test_two_identities_each_with_its_own_are_apart(rig: Rig) -> None:
     assert not any("not read here" in each.text for each in rig.findings(opens=True))
 
 
+def test_the_documented_policy_passes_without_a_warning(rig: Rig) -> None:
+    """That of docs/custodians.md for what makes backups, on a host where the other login is the drill's unit's alone."""
+    document = (Path(__file__).resolve().parents[1] / "docs" / "custodians.md").read_text(encoding="utf-8")
+    [policy] = re.findall(r"(?ms)^bao policy write backups - <<'POLICY'\n(.*?)^POLICY$", document)
+    rules = re.findall(r'path "secret/([^"]+)" +{ capabilities = (\[[^]]+]) }', policy)
+    assert len(rules) == len(policy.splitlines())
+    rig.may = {f"{{mount}}/{path}": json.loads(able) for path, able in rules}
+    rig.named, rig.signing = True, f'{{ vault = "{rig.mount}/backup/signing" }}'
+    rig.instead = {'{ file = "opens.id" }': '{ credential = "vault-drills" }'}
+    assert {each.weight for each in rig.findings()} == {Weight.NOTE}
+
+
 def test_a_wrapped_key_may_be_read_by_who_cannot_unwrap_it(rig: Rig) -> None:
     transit = rig.bao.new_mount("transit")
     key = rig.wrap("clinic/wrapped", rig.secrets.keyring, f"{transit}/columns")
@@ -306,6 +319,42 @@ def test_a_key_of_backups_in_the_place_of_a_column_key_is_found_in_files(rig: Ri
     rig.columns = '{ file = "column.asc" }'
     found = rig.shared()
     assert any("are one OpenPGP key" in each for each in found)
+
+
+@pytest.mark.parametrize("parts", ["--export-secret-keys", "--export-secret-subkeys"])
+@pytest.mark.parametrize("text", ["{0}", "the key:\n{0}\nand no more"])
+def test_a_secret_key_of_a_recipient_in_one_object_with_a_column_key_is_found(rig: Rig, parts: str, text: str) -> None:
+    """In another export than its own file's, so that no bytes are the same. A public key there opens nothing."""
+    with Home() as home:
+        fingerprint = home.import_secret(rig.secrets.operations.secret)
+        export = home.call("--armor", "--comment", "another", parts, fingerprint).stdout.decode()
+    rig.columns = '{ file = "both.json", field = "ring" }'
+    both = {"ring": json.loads(rig.secrets.keyring), "x": text.format(export)}
+    keep(rig.directory / "both.json", json.dumps(both).encode())
+    [found] = rig.shared()
+    both_are = f"holds the recipient {fingerprint} as well as the column keys of clinic: users.totp_secret"
+    assert found == f"file:{rig.directory}/both.json {both_are}"
+    both["x"] = rig.secrets.operations.public.decode()
+    keep(rig.directory / "both.json", json.dumps(both).encode())
+    assert rig.shared() == []
+
+
+@pytest.mark.parametrize("form", ["{signing}{ring}", "clinic={key}\n{signing}", "{header}", "json", "json in json"])
+def test_a_column_key_that_stands_in_the_signing_keys_file_is_found(rig: Rig, form: str) -> None:
+    keep(rig.directory / "keyring.json", rig.secrets.keyring)
+    rig.columns = '{ file = "keyring.json" }'
+    signing, ring = rig.secrets.signing.secret.reveal().decode(), json.loads(rig.secrets.keyring)
+    key = ring["keys"][ring["current"]]
+    beside = {"json": f"clinic={key}", "json in json": json.dumps(ring, indent=3)}.get(form)
+    if beside is not None:
+        rig.signing = '{ file = "signing.json", field = "signing" }'
+        keep(rig.directory / "signing.json", json.dumps({"signing": signing, "x": beside}).encode())
+    else:
+        header = signing.replace("\n\n", f"\nComment: {key}\n\n", 1)
+        rig.signing = '{ file = "both.asc" }'
+        text = form.format(signing=signing, ring=json.dumps(ring, indent=3), key=key, header=header)
+        keep(rig.directory / "both.asc", text.encode())
+    assert any("holds the column keys of clinic: users.totp_secret as well as the signing key" in each for each in rig.shared())
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o666, 0o660])

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from backupd.redact import Secret
 
 SHORTEST = 8  # bytes of a piece that is compared; shorter ones are equal by chance
+_WORD = re.compile(rb"[A-Za-z0-9+/_-]{16,}")  # shorter ones may be names
 _CHECKSUM = re.compile(rb"=[A-Za-z0-9+/]{4}\Z")  # of an armour, RFC 4880 section 6.1
 _APART = "keep them with different custodians"
 _SALT = os.urandom(32)  # a digest is worth nothing outside of this process
@@ -28,7 +29,8 @@ _SALT = os.urandom(32)  # a digest is worth nothing outside of this process
 class Kept:
     """One key, as far as it is known: `digests` are empty when it was not read, `fingerprints` when it is no OpenPGP key.
 
-    `file` is the device and inode of the file that it lies in, and `beside` are digests of what lies in one object with it.
+    `file` is the device and inode of the file that it lies in. `beside` are digests of what lies in one object or text with it,
+    and `keys_beside` the names of the secret OpenPGP keys there.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Kept:
     fingerprints: frozenset[str] = frozenset()
     file: tuple[int, int] | None = None
     beside: frozenset[bytes] = frozenset()
+    keys_beside: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +79,13 @@ def _shared(ours: Kept, theirs: Kept) -> Iterator[Sharing]:
         yield Sharing(f"{both} share bytes", "make a key of its own for the column: `backupd columns rotate`")
     elif not together:
         for one, other in ((ours, theirs), (theirs, ours)):
-            if _meet(one.digests, other.beside):
+            named = one.fingerprints & other.keys_beside and not ours.fingerprints & theirs.fingerprints
+            if named or _meet(one.digests, other.beside):
                 yield Sharing(f"{place_of(other.locator)} holds {one.name} as well as {other.name}", "take it out of there")
 
 
 def _meet(some: frozenset[bytes], others: frozenset[bytes]) -> bool:
-    return any(hmac.compare_digest(one, other) for one in some for other in others)
+    return not some.isdisjoint(others)
 
 
 def place_of(locator: str) -> str:
@@ -97,7 +101,16 @@ def place_of(locator: str) -> str:
 
 def digests(pieces: Iterable[Secret]) -> frozenset[bytes]:
     """Digests of keys, such that two spellings of the same bytes have one in common: raw, hexadecimal, base64, armour."""
-    spelt = (each for piece in pieces for each in _spelt(piece.reveal().strip()))
+    return _digests(piece.reveal().strip() for piece in pieces)
+
+
+def digests_within(texts: Iterable[Secret]) -> frozenset[bytes]:
+    """The same of these texts, and of each word in them: a line, what follows a `=`, a member's value in a text of JSON."""
+    return _digests(each for text in texts for each in (text.reveal().strip(), *_WORD.findall(text.reveal())))
+
+
+def _digests(pieces: Iterable[bytes]) -> frozenset[bytes]:
+    spelt = (each for piece in pieces for each in _spelt(piece))
     return frozenset(hmac.digest(_SALT, each, "sha256") for each in spelt if len(each) >= SHORTEST)
 
 
