@@ -101,12 +101,14 @@ def place_of(locator: str) -> str:
 
 def digests(pieces: Iterable[Secret]) -> frozenset[bytes]:
     """Digests of keys, such that two spellings of the same bytes have one in common: raw, hexadecimal, base64, armour."""
-    return _digests(piece.reveal().strip() for piece in pieces)
+    # A file may end in a line end that is no part of the key, and a key in a byte that is one.
+    return _digests(each for piece in pieces for each in (piece.reveal(), piece.reveal().strip()))
 
 
 def digests_within(texts: Iterable[Secret]) -> frozenset[bytes]:
     """The same of these texts, and of each word in them: a line, what follows a `=`, a member's value in a text of JSON."""
-    return _digests(each for text in texts for each in (text.reveal().strip(), *_WORD.findall(text.reveal())))
+    texts = tuple(texts)
+    return digests(texts) | _digests(word for text in texts for word in _WORD.findall(text.reveal()))
 
 
 def _digests(pieces: Iterable[bytes]) -> frozenset[bytes]:

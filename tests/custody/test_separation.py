@@ -163,3 +163,11 @@ def test_each_pair_is_looked_at() -> None:
     ours = [Kept("the signing key", "file:/a"), Kept("the drill's secret key", "file:/b")]
     theirs = [Kept("one", "file:/b"), Kept("two", "file:/a"), Kept("three", "file:/c")]
     assert len(list(shared(ours, theirs))) == 2
+
+
+@pytest.mark.parametrize("last", [b"\n", b" ", b"k"])
+def test_a_key_that_ends_in_a_byte_of_white_space_is_found_in_another_spelling(planted: Planted, last: bytes) -> None:
+    raw = planted.register(b"\x94 a key in binary form\xff" + last, "key")
+    kept = digests([Secret(raw)])
+    for spelt in (raw, b64encode(raw), b64encode(raw) + b"\n", raw.hex().encode()):
+        assert kept & digests([Secret(spelt)])
