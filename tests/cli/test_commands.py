@@ -229,14 +229,14 @@ def _reader(fifo: Path) -> int | None:
 
 def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
     """Ctrl-\\ at the custodian's, where whoever is logged in has no limit: a core would hold the key that opens all."""
-    fifo = tmp_path / "request"
+    fifo = tmp_path / "key"
     os.mkfifo(fifo)
-    release = [sys.executable, "-m", "backupd", "keys", "release", str(fifo), "--signer", str(tmp_path / "none")]
+    show = [sys.executable, "-m", "backupd", "keys", "show", str(fifo)]
     # What runs in the background of a shell begins with this signal ignored.
-    typed = ["env", "--default-signal=QUIT", "sh", "-c", 'ulimit -S -c "$(ulimit -H -c)"; exec "$@"', "sh", *release]
+    typed = ["env", "--default-signal=QUIT", "sh", "-c", 'ulimit -S -c "$(ulimit -H -c)"; exec "$@"', "sh", *show]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(typed, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
-        writing = wait_for(lambda: _reader(fifo), process)  # it waits for a request now
+        writing = wait_for(lambda: _reader(fifo), process)  # it waits for a key now
         assert writing is not None, process.stderr.read() if process.stderr is not None else None
         try:
             process.send_signal(signal.SIGQUIT)
