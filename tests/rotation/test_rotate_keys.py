@@ -307,21 +307,22 @@ def test_the_keyring_is_not_changed_while_another_run_is_at_work(
     assert sealed.keyring == before
 
 
-def test_a_policy_that_hides_rows_leaves_the_keyring_as_it_is(sealed: Clinic) -> None:
+@pytest.mark.parametrize(
+    ("made", "stage", "said", "hint"),
+    [
+        ("ALTER TABLE users ENABLE ROW LEVEL SECURITY", Stage.ALL, "row-level security", "BYPASSRLS"),
+        ("CREATE RULE never AS ON UPDATE TO users DO INSTEAD NOTHING", Stage.ADD, "could not write to", "rules"),
+    ],
+    ids=["a policy that hides rows", "a rule"],
+)
+def test_what_is_in_the_way_of_the_rows_leaves_the_keyring_as_it_is(
+    sealed: Clinic, made: str, stage: Stage, said: str, hint: str
+) -> None:
     before = sealed.keyring
-    sealed.database.execute("ALTER TABLE users ENABLE ROW LEVEL SECURITY")
-    with pytest.raises(BackupdError, match="row-level security") as caught:
-        turn(sealed, Stage.ALL)
-    assert "BYPASSRLS" in str(caught.value.hint)
-    assert sealed.keyring == before
-
-
-def test_a_rule_that_is_in_the_way_leaves_the_keyring_as_it_is(sealed: Clinic) -> None:
-    before = sealed.keyring
-    sealed.database.execute("CREATE RULE never AS ON UPDATE TO users DO INSTEAD NOTHING")
-    with pytest.raises(BackupdError, match="could not write to") as caught:
-        turn(sealed, Stage.ADD)
-    assert "rules" in str(caught.value.hint)
+    sealed.database.execute(made)
+    with pytest.raises(BackupdError, match=said) as caught:
+        turn(sealed, stage)
+    assert hint in str(caught.value.hint)
     assert sealed.keyring == before
 
 
