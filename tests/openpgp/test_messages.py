@@ -174,8 +174,9 @@ def test_a_session_key_opens_one_message_without_any_secret_key(ring: Ring, mess
         unsealing.close()
         assert session_key.text() not in repr(unsealing.command.argv)
         assert opened(home, message, session_key) == PLAIN
-        with pytest.raises(Tampered):
-            opened(home, message, Secret("9:" + "00" * 32))
+        for number in range(40):  # what gpg takes the garbage for differs each time, and some of it is an error of its own
+            with pytest.raises(Tampered):
+                opened(home, message, Secret(f"9:{number:064x}"))
 
 
 @pytest.mark.parametrize("value", ["", "9", "9:00", "7:" + "0" * 32, "9:" + "g" * 64, "9:" + "0" * 64 + "\n--output"])
