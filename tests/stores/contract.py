@@ -102,6 +102,25 @@ def take(store: Store, name: str) -> None:
     upload.commit(1, len(SMALL))
 
 
+def commit_at_once(store: Store, name: str, contents: Sequence[bytes]) -> list[int]:
+    """Upload each of `contents` to one name, commit all at the same time, and return the numbers of those that won."""
+    uploads = [store.begin(name) for _ in contents]
+    for upload, data in zip(uploads, contents, strict=True):
+        send_part(upload, 1, data)
+    start = threading.Barrier(len(contents))
+
+    def commit(number: int) -> bool:
+        start.wait()
+        try:
+            uploads[number].commit(1, len(contents[number]))
+        except ObjectExists:
+            return False
+        return True
+
+    with ThreadPoolExecutor(len(contents)) as pool:
+        return [number for number, won in enumerate(pool.map(commit, range(len(contents)))) if won]
+
+
 def names(store: Store, prefix: str = "") -> list[str]:
     return [found.name for found in store.list(prefix)]
 
@@ -250,24 +269,8 @@ class StoreContract:
         assert store.sweep("") == []
 
     def test_of_two_uploads_of_one_name_exactly_one_wins(self, store: Store) -> None:
-        contents = [PARTS[0], PARTS[1]]
-        uploads = [store.begin("x") for _ in contents]
-        for upload, data in zip(uploads, contents, strict=True):
-            send_part(upload, 1, data)
-        start = threading.Barrier(2)
-
-        def commit(number: int) -> int | None:
-            start.wait()
-            try:
-                uploads[number].commit(1, len(contents[number]))
-            except ObjectExists:
-                return None
-            return number
-
-        with ThreadPoolExecutor(2) as pool:
-            winners = [number for number in pool.map(commit, range(2)) if number is not None]
-        assert len(winners) == 1
-        assert store.read("x") == contents[winners[0]]
+        [winner] = commit_at_once(store, "x", PARTS[:2])
+        assert store.read("x") == PARTS[winner]
         assert store.sweep("") == []
 
     def test_an_aborted_upload_does_not_harm_another_of_the_same_name(self, store: Store) -> None:

