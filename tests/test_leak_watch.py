@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.leak_watch import LeakError, Planted, Registry
 
@@ -31,6 +33,19 @@ def _refused(result: pytest.RunResult, message: str) -> None:
     for form in (SECRET, RAW.hex(), repr(RAW)[2:-1], base64.b64encode(RAW).decode().rstrip("=")):
         assert form not in result.stdout.str()
         assert form not in result.stderr.str()
+
+
+@given(st.lists(st.binary(min_size=8, max_size=24), min_size=1, max_size=8), st.binary(max_size=40), st.data())
+def test_a_search_finds_what_a_look_for_each_form_finds(secrets: list[bytes], data: bytes, choose: st.DataObject) -> None:
+    """At every place, the first and the last byte too, and where two secrets begin alike."""
+    registry = Registry()
+    for number, secret in enumerate([*secrets, secrets[0][:8], secrets[0] + b"more"]):
+        registry.add(secret, f"secret {number}")
+    form = choose.draw(st.sampled_from(sorted(registry.needles)))
+    at = choose.draw(st.integers(0, len(data)))
+    for searched in (data, data[:at] + form + data[at:], data[:at] + form[:-1], data[:at] + form):
+        found = {leak.kind for leak in registry.search(searched, "")}
+        assert found == {kind for needle, kind in registry.needles.items() if needle in searched}
 
 
 def test_a_test_that_keeps_its_secrets_passes(pytester: pytest.Pytester) -> None:
