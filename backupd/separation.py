@@ -19,8 +19,7 @@ from backupd.custody import SERVED, Custodian, beside, file_of, guard_of, to_com
 from backupd.custody.rights import Rights
 from backupd.custody.separation import Kept, digests, digests_within, shared
 from backupd.errors import BackupdError, Denied, KeyUnusable, Refused, SecretUnavailable
-from backupd.openpgp import Home
-from backupd.openpgp.home import names
+from backupd.openpgp.home import Record, names
 from backupd.openpgp.keys import PublicKey
 from backupd.redact import Secret
 
@@ -62,13 +61,15 @@ class Identities:
 
     `own` is who needs the secret for the work at hand; `backups` is who makes backups, whatever the work. `over_identities`
     tells by which rights it could have more than it was given. `signer` gives the fingerprint of the key that signs here, and
-    the names of all its secret parts. `logins` are those of what makes backups, `opening_logins` of what opens them.
+    the names of all its secret parts; `show` is what gpg sees in a key file. `logins` are those of what makes backups,
+    `opening_logins` of what opens them.
     """
 
     own: Callable[[SecretRef], Custodian]
     backups: Callable[[SecretRef], Custodian]
     over_identities: Callable[[bool], Rights]
     signer: Callable[[], tuple[str, frozenset[str]]]
+    show: Callable[[bytes], tuple[Record, ...]]
     recipients: tuple[PublicKey, ...]
     logins: tuple[ServerLogin, ...] = ()
     opening_logins: tuple[ServerLogin, ...] = ()
@@ -155,10 +156,10 @@ def _backup_keys(config: Config, who: Identities, opening: Custodian | None, ope
             fingerprints=_openers(key) | {key.fingerprint},
         )
     if opening is not None:
-        yield _kept("the key that opens backups", opening, read=True)
+        yield _kept(who, "the key that opens backups", opening, read=True)
     ref = config.drill.secret_key
     if ref is not None and (opening is None or who.own(ref).locator != opening.locator):
-        yield _kept(DRILL_KEY, who.own(ref), _readable(ref, opens))
+        yield _kept(who, DRILL_KEY, who.own(ref), _readable(ref, opens))
 
 
 def _that_makes(
@@ -169,20 +170,20 @@ def _that_makes(
     if signing is None:
         return
     fingerprints = signer[1] | {signer[0]} if signer is not None else frozenset()
-    yield _kept("the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
+    yield _kept(who, "the signing key", who.own(signing), _readable(signing, opens), fingerprints=fingerprints)
     named: list[tuple[str, SecretRef | None]] = [
         ("the store's secret access key", config.store.secret_access_key),
         ("the store's connection string", config.store.connection_string),
         ("the trail's password", config.audit.password),
         *((f"the password of {name}", source.password) for name, source in config.sources.items()),
     ]
-    yield from (_kept(what, who.own(ref), _readable(ref, looks)) for what, ref in named if ref is not None)
-    yield from (_kept(each.name, each.secret, read=True) for each in who.logins if each.secret is not None)
+    yield from (_kept(who, what, who.own(ref), _readable(ref, looks)) for what, ref in named if ref is not None)
+    yield from (_kept(who, each.name, each.secret, read=True) for each in who.logins if each.secret is not None)
 
 
 def _column_keys(sources: Iterable[tuple[str, Source]], who: Identities, opens: bool) -> Iterator[Kept]:
     for what, cipher, ref in _of_columns(sources):
-        yield _kept(what, who.own(ref), _readable(ref, opens), cipher)
+        yield _kept(who, what, who.own(ref), _readable(ref, opens), cipher)
 
 
 def _of_columns(sources: Iterable[tuple[str, Source]]) -> Iterator[tuple[str, str, SecretRef]]:
@@ -217,7 +218,12 @@ def _readable(ref: SecretRef, opens: bool) -> bool:
 
 
 def _kept(
-    name: str, custodian: Custodian, read: bool, cipher: str | None = None, fingerprints: frozenset[str] = frozenset()
+    who: Identities,
+    name: str,
+    custodian: Custodian,
+    read: bool,
+    cipher: str | None = None,
+    fingerprints: frozenset[str] = frozenset(),
 ) -> Kept:
     guard = guard_of(custodian)
     kept = Kept(
@@ -233,9 +239,9 @@ def _kept(
     pieces = [secret]
     if cipher is not None:
         pieces += _keys(cipher, secret)
-        fingerprints |= _fingerprints(secret)
+        fingerprints |= _fingerprints(who, secret)
     others = [*others, secret]
-    inside = frozenset(name for each in others if _SECRET_KEY in each.reveal() for name in _fingerprints(each))
+    inside = frozenset(name for each in others if _SECRET_KEY in each.reveal() for name in _fingerprints(who, each))
     known = replace(kept, digests=digests(pieces), fingerprints=fingerprints)
     return replace(known, beside=digests_within(others), keys_beside=inside)
 
@@ -247,16 +253,14 @@ def _keys(cipher: str, secret: Secret) -> list[Secret]:
         return []
 
 
-def _fingerprints(secret: Secret) -> frozenset[str]:
+def _fingerprints(who: Identities, secret: Secret) -> frozenset[str]:
     """Of a column key that is an OpenPGP key, to pgcrypto for instance; nothing for others."""
     if _OPENPGP not in secret.reveal():
         return frozenset()
     try:
-        with Home() as home:
-            records = home.show(secret.reveal())
+        return names(who.show(secret.reveal()))
     except KeyUnusable:
         return frozenset()
-    return names(records)
 
 
 def _asked(
@@ -334,7 +338,7 @@ def _logins(who: Identities, makes: list[Kept], *, quiet: bool) -> Iterator[Find
         if login.secret is None:
             reader = None if quiet else "is this machine's own, so that what makes backups here may be given it too"
         else:
-            kept = _kept(login.name, login.secret, read=True)
+            kept = _kept(who, login.name, login.secret, read=True)
             found = list(shared(makes, [kept]))
             yield from (Finding(Weight.SHARED, each.text, _OWN_LOGIN) for each in found)
             readable = kept.digests and not found and not quiet

@@ -57,15 +57,15 @@ def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, rea
     return Actor(user, socket.gethostname(), via, operator or environ.get("SUDO_USER"), reason)
 
 
-def public_key(path: Path) -> PublicKey:
-    """The public key in a file. Raises ConfigError when it cannot be read, KeyUnusable when it holds none."""
+def public_key(path: Path, home: Home) -> PublicKey:
+    """The public key in a file, looked at in `home`. Raises ConfigError: it cannot be read; KeyUnusable: it holds none."""
     try:
         data = path.read_bytes() if path.stat().st_size <= KEY_BYTES else b""
     except OSError as error:
         raise ConfigError(
             f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
         ) from error
-    return keys.inspect(data, printable(str(path)))
+    return keys.inspect(data, printable(str(path)), home=home)
 
 
 class Service:
@@ -142,7 +142,7 @@ class Service:
     @cached_property
     def pinned(self) -> frozenset[str]:
         """The fingerprints whose signatures count."""
-        named = [public_key(path) for path in self.config.encryption.signers]
+        named = [public_key(path, self.home) for path in self.config.encryption.signers]
         for key in named:
             self.home.import_public(key.data)
         if named:
@@ -156,7 +156,7 @@ class Service:
     @cached_property
     def recipients(self) -> tuple[PublicKey, ...]:
         """The public keys that backups are sealed to."""
-        found = tuple(public_key(path) for path in self.config.encryption.recipients)
+        found = tuple(public_key(path, self.home) for path in self.config.encryption.recipients)
         if len({key.fingerprint for key in found}) != len(found):
             raise ConfigError("two of the recipients are the same key", "name the keys of operations and of an offline escrow")
         return found
@@ -234,6 +234,7 @@ class Service:
             held.for_backups,
             held.over_identities,
             lambda: (self.signer, self.home.secret_names(self.signer)),
+            self.home.show,
             self.recipients,
             held.logins_for_backups(),
             held.logins_that_open(),
@@ -314,7 +315,7 @@ class Service:
             config=self.config,
             custodian=self.custodian,
             identities=self.identities,
-            public_key=public_key,
+            public_key=lambda path: public_key(path, self.home),
             home=lambda: self.home,
             signer=lambda: self.signer,
             store=lambda: self.store,

@@ -20,6 +20,7 @@ from backupd.redact import printable
 
 if TYPE_CHECKING:
     from backupd.audit.trail import Run
+    from backupd.openpgp import Home
     from backupd.openpgp.keys import KeyPair, Problem, PublicKey, Purpose
     from backupd.service import Service
 
@@ -134,7 +135,7 @@ def show(session: Session, files: tuple[Path, ...]) -> int:
     backupd keys show keys/operations.pub.asc --json
     """
     with _recorded(session, needed=not files) as run:
-        seen = [_look(str(path), path, None) for path in files] if files else list(_configured(session))
+        seen = list(_named(files) if files else _configured(session))
         if run is not None:
             run.note(
                 fingerprints=tuple(each.key.fingerprint for each in seen if each.key is not None),
@@ -192,22 +193,30 @@ def _write(directory: Path, made: Sequence[tuple[Role, KeyPair]]) -> bool:
         ) from error
 
 
+def _named(files: Sequence[Path]) -> Iterator[Seen]:
+    from backupd.openpgp import Home
+
+    with Home() as home:
+        for path in files:
+            yield _look(str(path), path, None, home)
+
+
 def _configured(session: Session) -> Iterator[Seen]:
     with session.service() as service:
         encryption = service.config.encryption
         for path in encryption.recipients:
-            yield _look(f"recipient {path}", path, "encrypt")
+            yield _look(f"recipient {path}", path, "encrypt", service.home)
         if encryption.signing_key is not None:
             yield _look_at_signer(service)
         for path in encryption.signers:
-            yield _look(f"signer {path}", path, "sign")
+            yield _look(f"signer {path}", path, "sign", service.home)
 
 
-def _look(where: str, path: Path, purpose: Purpose | None) -> Seen:
+def _look(where: str, path: Path, purpose: Purpose | None, home: Home) -> Seen:
     from backupd.service import public_key
 
     try:
-        return _judge(where, public_key(path), purpose)
+        return _judge(where, public_key(path, home), purpose)
     except ConfigError as error:
         return _unusable(where, purpose, error)
 

@@ -197,7 +197,7 @@ def _prove(data: bytes, home: Home, signers: tuple[Path, ...], code: str | None)
             f"the request has the code {code_of(data)}, not the one that was told",
             "it is not the request that was made: ask back",
         )
-    return prove(data, home, frozenset(home.import_public(public_key(path).data) for path in signers))
+    return prove(data, home, frozenset(home.import_public(public_key(path, home).data) for path in signers))
 
 
 @dataclass(frozen=True, slots=True)

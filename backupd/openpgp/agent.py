@@ -31,7 +31,7 @@ def ask(gpg: str, home: Path, question: str, timeout_s: float) -> str:
 
 def running(home: Path) -> list[int]:
     """The process ids of this home's agent, and of a gpg that is just starting it."""
-    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if _is_of(process, home)]
+    return [int(process.name) for process in os.scandir("/proc") if process.name.isdigit() and _is_of(process.path, home)]
 
 
 def end(gpg: str, home: Path) -> None:
@@ -56,13 +56,13 @@ def end(gpg: str, home: Path) -> None:
     _configure(gpg, home, "--remove-socketdir")  # outside the home where /run/user/UID exists
 
 
-def _is_of(process: Path, home: Path) -> bool:
+def _is_of(process: str, home: Path) -> bool:
     """Whether it was called as `gpg… --homedir HOME …`, proc_pid_cmdline(5). Nobody else knows this name."""
     try:
-        program, *arguments = (process / "cmdline").read_bytes().split(b"\0")
+        program, *arguments = Path(process, "cmdline").read_bytes().split(b"\0")
     except OSError:  # it has ended meanwhile
         return False
-    return Path(os.fsdecode(program)).name.startswith("gpg") and os.fsencode(home) in arguments
+    return program.rpartition(b"/")[2].startswith(b"gpg") and os.fsencode(home) in arguments
 
 
 def _configure(gpg: str, home: Path, *args: str) -> None:
