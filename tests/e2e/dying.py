@@ -28,14 +28,16 @@ from backupd.errors import Busy
 from backupd.manifest import Manifest
 from backupd.service import Service, actor
 from backupd.stores import UNFINISHED
-from tests.e2e.processes import child, command_lines, ended, stop_and_kill, stop_and_list, wait_for
+from tests.e2e.processes import WORK, child, command_lines, ended, stop_and_kill, stop_and_list, wait_for
 from tests.installation import SOURCE, Installation
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 DEADLINE_S = 120.0
-TRIES = 20  # to kill something before it ends by itself; each waits half as long as the one before
+TRIES = 20  # to kill something before it ends by itself
+GROWTH = 1.05  # of what is known of a life, after each that was cut
+SOONER = 0.7  # how much of its time each try leaves to it that the one before left
 
 # 10 MB that do not compress: two parts, and the roles.
 FILL = """
@@ -122,13 +124,17 @@ class BucketView:
 
 @dataclass(slots=True)
 class Scene:
-    """An installation in which backups die. `orphans` are the runs that were killed between intent and outcome."""
+    """An installation in which backups die. `orphans` are the runs that were killed between intent and outcome.
+
+    `run_s` and `lives` are how long a whole run took, and each program of one since it was seen, when one last came to its end:
+    for choosing moments, not for judging them. A moment that is too late costs a run and all that is due after it.
+    """
 
     clinic: Installation
     view: View
     ordered: bool  # whether a request that a killed process had sent can no longer come into effect afterwards
     run_s: float = 0.0
-    dump_s: float = 0.0
+    lives: dict[str, float] = field(default_factory=dict)
     orphans: set[str] = field(default_factory=set)
     proved: set[str] = field(default_factory=set)
 
@@ -152,17 +158,18 @@ class Scene:
                 process.kill()
 
     def measure(self) -> None:
-        """How long a run takes here and now, and its dump: for choosing moments, not for judging them."""
-        start = time.monotonic()
-        with self.running() as process:
-            dump = wait_for(lambda: child(process, "pg_dump"), process)
-            assert dump is not None
-            began = time.monotonic()
-            ended([dump])
-            self.dump_s = time.monotonic() - began
-            output = process.communicate(timeout=DEADLINE_S)[0]
-            assert process.returncode == 0, output
-        self.run_s = time.monotonic() - start
+        """Two runs as they are here and now, the first to have everything ready that a run needs."""
+        for _ in range(2):
+            start = time.monotonic()
+            with self.running() as process:
+                dump = wait_for(lambda: child(process, "pg_dump"), process)
+                assert dump is not None
+                began = time.monotonic()
+                ended([dump])
+                self.lives = dict.fromkeys(WORK, time.monotonic() - began)
+                output = process.communicate(timeout=DEADLINE_S)[0]
+                assert process.returncode == 0, output
+            self.run_s = time.monotonic() - start
 
     def records(self, start: int = 1) -> list[Record]:
         """What the trail says, from record number `start` on."""
@@ -178,9 +185,9 @@ class Scene:
     def kill_backupd(self, moment: Moment) -> bool:
         """SIGKILL for backupd at a moment, and all that is due after it. Returns whether it leaves an orphan in the trail."""
         for attempt in range(TRIES):
-            before = len(self.records())
+            before, start = len(self.records()), time.monotonic()
             with self.running() as process:
-                probe = moment(self, process, 0.5**attempt)
+                probe = moment(self, process, SOONER**attempt)
                 left = stop_and_list(process) if wait_for(probe, process) else None
                 process.kill()
                 output = process.communicate(timeout=DEADLINE_S)[0]
@@ -188,6 +195,7 @@ class Scene:
                 assert process.returncode == -signal.SIGKILL
                 break
             assert process.returncode == 0, output
+            self.run_s = time.monotonic() - start
             self._after(())
         else:
             raise AssertionError("it always ended before it could be killed")
@@ -202,14 +210,17 @@ class Scene:
 
     def kill_child(self, program: str, rng: random.Random) -> None:
         """SIGKILL for the pg_dump or the gpg of a run at a random moment of its life: the run fails, and says so."""
-        delay_s = rng.uniform(0, self.dump_s)
+        part = rng.random()
         for attempt in range(TRIES):
             before = len(self.records())
             with self.running() as process:
                 victim = wait_for(lambda: child(process, program), process)
                 assert victim is not None
-                select.select([victim.fd], [], [], delay_s * 0.5**attempt)
+                start = time.monotonic()
+                select.select([victim.fd], [], [], self.lives[program] * part * SOONER**attempt)
                 landed = stop_and_kill(victim)
+                # A life that was cut says only that it is as long as this, and may have become longer.
+                self.lives[program] = self.lives[program] * GROWTH if landed else time.monotonic() - start
                 output = process.communicate(timeout=DEADLINE_S)[0].decode()
             ended([victim])
             if landed:
