@@ -126,7 +126,7 @@ class ColumnService:
     def _sharing(self, column: SecretColumn) -> Sharing:
         """For a new key: where there is no store at hand, a rotation that is urgent does without the backups."""
         from backupd.rotation import Sharing
-        from backupd.rotation.retire import naming_key
+        from backupd.rotation.naming import naming_key
 
         all_of_it = self._with_the_keyring_of(column)
 

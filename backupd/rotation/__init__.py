@@ -4,6 +4,7 @@
     encrypt.py   from clear text, Fernet or pgcrypto to AES-256-GCM, in a column of bytes beside the old one
     rotate.py    to another key: it joins the keyring, becomes the current one, then the rows follow
     retire.py    a key that no row names any more goes to the archive; none is ever destroyed
+    naming.py    which living backups name a key
     batches.py   how rows are rewritten: by compare and swap, so that the application's own writes win
     keyrings.py  how a keyring and its archive are read, and given a new one
     watch.py     the keys that rows are rewritten with, looked at all the while

@@ -43,18 +43,14 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Both:
-    """A column's keyring, and the archive of its retired keys where one is configured."""
+    """A column's keyring, and the archive of its retired keys where one is configured.
+
+    `reading` is what rows are read with: one that came back with an old backup names a key that only the archive has.
+    """
 
     kept: Kept
     archive: Kept | None
-
-    @property
-    def reading(self) -> Keyring:
-        """What rows are read with: one that came back with an old backup names a key that only the archive has.
-
-        Raises KeysUnusable when one id names two keys.
-        """
-        return self.kept.keyring.together(self.archive.keyring) if self.archive is not None else self.kept.keyring
+    reading: Keyring
 
 
 def fetched(custodian: Custodian) -> Kept:
@@ -64,10 +60,15 @@ def fetched(custodian: Custodian) -> Kept:
 
 
 def both(column: SecretColumn) -> Both:
-    """The column's keyring and archive. Raises SecretUnavailable and KeysUnusable, and ConfigError where they are one place."""
-    found = Both(fetched(column.keys), None if column.archive is None else archive(column, column.archive))
-    _ = found.reading  # two keys of one id are told now, not when the first row is read
-    return found
+    """The column's keyring and archive.
+
+    Raises SecretUnavailable; KeysUnusable, also when one id names two keys; ConfigError where they are one place.
+    """
+    kept = fetched(column.keys)
+    if column.archive is None:
+        return Both(kept, None, kept.keyring)
+    retired = archive(column, column.archive)
+    return Both(kept, retired, kept.keyring.together(retired.keyring))
 
 
 def archive(column: SecretColumn, custodian: Custodian) -> Kept:

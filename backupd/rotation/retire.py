@@ -21,6 +21,7 @@ from backupd.postgres.session import Connection, Dsn
 from backupd.redact import printable
 from backupd.rotation import Report, SecretColumn, cells, keyrings
 from backupd.rotation.keyrings import BEGIN, Kept
+from backupd.rotation.naming import naming_key
 from backupd.rotation.status import counts
 
 
@@ -129,22 +130,6 @@ def _move(kept: Kept, archives: Sequence[Kept], key_id: str) -> None:
     except BaseException:
         without.replace(kept.keyring, "put the keyring of before back")
         raise
-
-
-def naming_key(catalog: Catalog, sharing: Sequence[SecretColumn], key_id: str) -> tuple[list[str], int]:
-    """The living backups whose manifests name the key, and how many there are whose manifest cannot be read."""
-    columns = {(each.source, each.table, each.column) for each in sharing}
-    naming, unread = [], 0
-    for entry in catalog.list():
-        if entry.manifest is None:
-            unread += 1
-            continue
-        if any(
-            (entry.source, noted.table, noted.column) in columns and key_id in noted.key_ids
-            for noted in entry.manifest.column_keys
-        ):
-            naming.append(entry.backup_id)
-    return naming, unread
 
 
 def _archives(column: SecretColumn, sharing: Sequence[SecretColumn], key_id: str, naming: list[str], unread: int) -> list[Kept]:
