@@ -12,7 +12,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +43,7 @@ from backupd.manifest import (
 )
 from backupd.openpgp import Home, cleartext, keys, messages, packets
 from backupd.openpgp.keys import PublicKey
-from backupd.pipeline import Pipeline
+from backupd.pipeline import Command, Pipeline
 from backupd.postgres import clients, column_keys, dump, expectations, roles
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
@@ -89,12 +91,13 @@ class Sealing:
 
 
 def back_up(
-    source: Protected, catalog: Catalog, sealing: Sealing, trail: Trail, progress: Progress = lambda _: None
+    source: Protected, open_catalog: Callable[[], Catalog], sealing: Sealing, trail: Trail, progress: Progress = lambda _: None
 ) -> Manifest:
     """Make one backup of `source`, and say in the trail what is to be done and what came of it.
 
-    `progress` is called with each number of further bytes that have reached the store. Raises a BackupdError, having left
-    nothing that looks like a backup; Refused when a key or another run stands against it.
+    `open_catalog` is called when pg_dump runs, for some SDKs take as long to load as it takes to begin. `progress` is called
+    with each number of further bytes that have reached the store. Raises a BackupdError, having left nothing that looks like a
+    backup; Refused when a key or another run stands against it.
     """
     started_at = datetime.now(UTC)
     backup_id = _new_id(started_at)
@@ -105,7 +108,7 @@ def back_up(
             patience_s = min(source.lock_timeout_s, source.deadline_s or source.lock_timeout_s)  # no deadline ends its waiting
             with Snapshot(source.dsn, application_name=f"backupd {backup_id}", lock_timeout_s=patience_s) as held:
                 making = _Making(
-                    source, catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
+                    source, open_catalog, sealing, trail, held, progress, backup_id, started_at, notes=[*notes, *held.notes]
                 )
                 making.dump()
                 left = _PERHAPS_A_BACKUP
@@ -154,7 +157,7 @@ class _Making:
     """One backup in the making: `dump` collects and proves everything, `commit` makes it a backup."""
 
     source: Protected
-    catalog: Catalog
+    open_catalog: Callable[[], Catalog]
     sealing: Sealing
     trail: Trail
     held: Snapshot
@@ -162,6 +165,7 @@ class _Making:
     backup_id: str
     started_at: datetime
     notes: list[str]
+    catalog: Catalog = field(init=False)
     clients: Clients = field(init=False)
     compression: str = field(init=False)
     expect: Expectations = field(init=False)
@@ -179,9 +183,7 @@ class _Making:
             self.notes.append(behind)
         self.compression = dump.compression(self.clients, self.source.compression)
         try:
-            self._database()
-            if self.source.with_globals:
-                self._globals()
+            self._dump_both()
         except BaseException:
             self.abort()
             raise
@@ -204,57 +206,74 @@ class _Making:
         for each in self.sent.values():
             each.upload.abort()
 
-    def _database(self) -> None:
-        """pg_dump into gpg into the store; both exit codes are read before anything can be committed."""
+    def _dump_both(self) -> None:
+        """pg_dump, and beside it pg_dumpall, into gpg into the store; all exit codes are read before anything is committed."""
         dumping = dump.dump(
             self.clients, self.source.dsn, self.held.id, self.compression, self.source.lock_timeout_s, self.backup_id
         )
-        sealing = messages.seal(self.sealing.home, self.sealing.recipients)
         with (
-            Pipeline([dumping, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s) as pipeline,
-            ThreadPoolExecutor(1, thread_name_prefix="expectations") as beside,
+            self._sealed(dumping) as database,
+            self._globals() as globals_,
+            ThreadPoolExecutor(2, thread_name_prefix="beside") as beside,
         ):
-            expecting = beside.submit(self._expect, pipeline)
-            expecting.add_done_callback(lambda done: pipeline.kill() if done.exception() else None)
+            others: list[Future[None]] = []
+
+            def start(work: Callable[[Pipeline], None], pipeline: Pipeline) -> None:
+                others.append(beside.submit(work, pipeline))
+                others[-1].add_done_callback(lambda done: database.kill() if done.exception() else None)
+
+            start(self._expect, database)
             try:
                 self._prepare()
-                self._send(Kind.DATABASE, pipeline, self.held.server.database_size)
-                self.expect = expecting.result(self.source.deadline_s)
-            except BaseException as error:
-                reason = expecting.exception() if expecting.done() else None
+                if globals_ is not None:
+                    start(partial(self._send, Kind.GLOBALS, expected=0), globals_)
+                self._send(Kind.DATABASE, database, expected=self.held.server.database_size)
+                for each in others:
+                    each.result(self.source.deadline_s)
+            except BaseException:
+                reason = next((each.exception() for each in others if each.done() and each.exception() is not None), None)
                 self.held.cut()  # or the thread would read on from a source that is of no use to us now
+                if globals_ is not None:
+                    globals_.kill()
                 if reason is not None:
                     raise reason from None
-                if isinstance(error, ProcessFailed) and error.program == dumping.name:
-                    raise dump.explained(error) from None  # its own text quotes statements
                 raise
 
-    def _globals(self) -> None:
-        """Roles and their memberships, which no pg_dump holds."""
+    def _sealed(self, dumping: Command) -> Pipeline:
+        sealing = messages.seal(self.sealing.home, self.sealing.recipients)
+        return Pipeline([dumping, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s)
+
+    @contextmanager
+    def _globals(self) -> Iterator[Pipeline | None]:
+        """The roles and their memberships, which no pg_dump holds; None where they are not wanted."""
+        if not self.source.with_globals:
+            yield None
+            return
         dumped = roles.dump_globals(self.clients, self.source.dsn)
         if not dumped.passwords:
             self.notes.append("the roles are without their passwords: the backup role may not read pg_authid")
-        sealing = messages.seal(self.sealing.home, self.sealing.recipients)
-        with Pipeline([dumped.command, sealing], stdin=DEVNULL, stdout=PIPE, deadline_s=self.source.deadline_s) as pipeline:
-            try:
-                self._send(Kind.GLOBALS, pipeline, 0)
-            except ProcessFailed as error:
-                raise (dump.explained(error) if error.program == dumped.command.name else error) from None
+        with self._sealed(dumped.command) as pipeline:
+            yield pipeline
 
-    def _send(self, kind: Kind, pipeline: Pipeline, expected: int) -> None:
+    def _send(self, kind: Kind, pipeline: Pipeline, *, expected: int) -> None:
         name = ARTIFACTS[kind]
         where = name_of(self.source.name, self.backup_id, name)
-        sent = transfer.send(
-            pipeline, self.catalog.store, where, expected=expected, concurrency=self.source.concurrency, progress=self.progress
-        )
+        store, concurrency = self.catalog.store, self.source.concurrency
+        sent = transfer.send(pipeline, store, where, expected=expected, concurrency=concurrency, progress=self.progress)
         self.sent[kind] = sent
-        pipeline.finish()
+        try:
+            pipeline.finish()
+        except ProcessFailed as error:
+            if error.program in dump.PROGRAMS:
+                raise dump.explained(error) from None  # its own text quotes statements
+            raise
         if not sent.size:
             raise ProcessFailed(f"gpg ended well and gave nothing for {name}", "nothing was stored; run it again")
         messages.assert_sealed_to(sent.head, self.sealing.recipients)
 
     def _prepare(self) -> None:
-        """What can be done while pg_dump starts: sweep what dead runs left, and find the backup that this one follows."""
+        """What can be done while pg_dump starts: open the store, sweep what dead runs left, find the backup before this one."""
+        self.catalog = self.open_catalog()
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
@@ -270,12 +289,12 @@ class _Making:
         more = len(missing) - len(named)
         self.notes += [*named, *([f"so are {more} more that the trail knows"] if more else [])]
 
-    def _expect(self, pipeline: Pipeline) -> Expectations:
+    def _expect(self, pipeline: Pipeline) -> None:
         """What a restore must show, read beside the dump from the same snapshot."""
         session = self.held.companion(self.backup_id, while_running=lambda: pipeline.running("pg_dump"))
         if session is not None:
             self.session = session.describe()
-        expected = expectations.collect(self.held, self.source.level, [each.table for each in self.source.second_factors])
+        self.expect = expectations.collect(self.held, self.source.level, [each.table for each in self.source.second_factors])
         for each in self.source.second_factors:
             found = column_keys.look(self.held.connection, each.table, each.column, partial(ciphers.key_id, each.cipher))
             self.keys.append(ColumnKeys(each.table, each.column, each.cipher, found.key_ids, found.rows))
@@ -284,7 +303,6 @@ class _Making:
                     f"{found.foreign} of {found.rows} values in {each.table}.{each.column} are not encrypted with {each.cipher}"
                 )
         self.held.alive()
-        return expected
 
     def _manifest(self) -> Manifest:
         server = self.held.server
@@ -298,7 +316,7 @@ class _Making:
             recipients=tuple(key.fingerprint for key in self.sealing.recipients),
             artifacts=tuple(
                 Artifact(ARTIFACTS[kind], kind, sent.size, sent.sha256, sent.parts, _head(sent))
-                for kind, sent in self.sent.items()
+                for kind, sent in sorted(self.sent.items())
             ),
             expect=self.expect,
             column_keys=tuple(self.keys),

@@ -254,8 +254,8 @@ class Service:
 
         with self.recorded(Operation.BACKUP, name):
             self._keep_apart(name)
-            source, sealing, catalog = self.protected(name), self.sealing(), self.catalog
-        return back_up(source, catalog, sealing, self.trail, progress)
+            source, sealing = self.protected(name), self.sealing()
+        return back_up(source, lambda: self.catalog, sealing, self.trail, progress)
 
     def entry(self, name: str, backup_id: str | None = None) -> Entry:
         """One backup of a source, the newest when no id is given. Raises CouldNotVerify when there is none at all."""

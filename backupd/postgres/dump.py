@@ -11,6 +11,8 @@ from backupd.postgres import complaints
 from backupd.postgres.clients import Clients
 from backupd.postgres.session import Dsn
 
+PROGRAMS = ("pg_dump", "pg_dumpall")  # what `explained` explains
+
 # What pg_dump or the server says, in the C locale that it runs in. The first that fits counts. pg_dump waits for locks under a
 # statement timeout, and runs everything else without one.
 _MEANINGS: tuple[tuple[str, type[BackupdError], str], ...] = (

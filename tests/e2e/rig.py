@@ -53,7 +53,7 @@ class Rig:
 
     def back_up(self, dsn: str, *, name: str = "clinic", level: Level = Level.ROWS) -> Manifest:
         """One backup of the database at `dsn`."""
-        return back_up(Protected(name, Dsn.parse(dsn), level=level), self.catalog, self.sealing, self.trail)
+        return back_up(Protected(name, Dsn.parse(dsn), level=level), lambda: self.catalog, self.sealing, self.trail)
 
     def restore(self, manifest: Manifest, dsn: str) -> None:
         """Into the empty database at `dsn`."""

@@ -96,7 +96,7 @@ def test_a_second_run_is_kept_out(rig: Rig, clinic: Database) -> None:
         assert done.wait(60)
 
     source = Protected("clinic", Dsn.parse(clinic.dsn))
-    first = threading.Thread(target=back_up, args=(source, rig.catalog, rig.sealing, rig.trail, hold))
+    first = threading.Thread(target=back_up, args=(source, lambda: rig.catalog, rig.sealing, rig.trail, hold))
     first.start()
     try:
         assert holding.wait(60)
@@ -111,7 +111,7 @@ def test_a_second_run_is_kept_out(rig: Rig, clinic: Database) -> None:
 
 def test_a_lock_that_is_not_given_ends_the_run(rig: Rig, clinic: Database) -> None:
     with blocked(clinic), pytest.raises(BackupdError) as caught:
-        back_up(Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=0.5), rig.catalog, rig.sealing, rig.trail)
+        back_up(Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=0.5), lambda: rig.catalog, rig.sealing, rig.trail)
     assert "lock" in f"{caught.value.message} {caught.value.hint}"
     nothing_is_left(rig)
 
@@ -119,14 +119,39 @@ def test_a_lock_that_is_not_given_ends_the_run(rig: Rig, clinic: Database) -> No
 def test_the_deadline_ends_the_run(rig: Rig, clinic: Database) -> None:
     source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=1)
     with blocked(clinic, "pg_publication"), pytest.raises(BackupdError, match="deadline"):  # which pg_dump alone looks into
-        back_up(source, rig.catalog, rig.sealing, rig.trail)
+        back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
+    nothing_is_left(rig)
+
+
+def test_the_deadline_ends_the_run_when_only_the_roles_are_left(rig: Rig, clinic: Database) -> None:
+    source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=3)
+    with blocked(clinic, "pg_parameter_acl"), pytest.raises(ProcessFailed, match=r"pg_dumpall .*deadline"):  # its alone, too
+        back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
+    nothing_is_left(rig)
+
+
+def test_roles_that_cannot_be_dumped_end_the_dump_beside_them(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    """And what pg_dumpall said is the reason, not that pg_dump was ended for it."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("pg_dump", "pg_restore"):
+        (programs / name).symlink_to(clinic.server.bin / name)
+    failing = programs / "pg_dumpall"
+    failing.write_text("#!/bin/sh\necho 'pg_dumpall: error: query failed: ERROR:  the disk is full' >&2\nexit 1\n")
+    failing.chmod(0o755)
+    source = Protected("clinic", Dsn.parse(clinic.dsn), client_directories=(programs,))
+    with (
+        blocked(clinic, "pg_publication"),  # so pg_dump would go on for ever
+        pytest.raises(ProcessFailed, match="pg_dumpall failed: query failed: ERROR:  the disk is full"),
+    ):
+        back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
     nothing_is_left(rig)
 
 
 def test_a_lock_is_waited_for_no_longer_than_the_deadline(rig: Rig, clinic: Database) -> None:
     source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=1)
     with blocked(clinic), pytest.raises(SourceError, match="lock"):
-        back_up(source, rig.catalog, rig.sealing, rig.trail)
+        back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
     nothing_is_left(rig)
 
 
@@ -135,7 +160,7 @@ def test_a_signal_ends_the_run_and_is_recorded(rig: Rig, clinic: Database) -> No
         raise Interrupted("interrupted by SIGTERM")
 
     with pytest.raises(Interrupted) as caught:
-        back_up(Protected("clinic", Dsn.parse(clinic.dsn)), rig.catalog, rig.sealing, rig.trail, interrupted)
+        back_up(Protected("clinic", Dsn.parse(clinic.dsn)), lambda: rig.catalog, rig.sealing, rig.trail, interrupted)
     assert caught.value.hint == "no backup was made, and what is stored of this one counts for nothing: run it again"
     assert [record.phase for record in outcomes(rig)] == [Phase.INTERRUPTED]
     nothing_is_left(rig)
@@ -159,7 +184,7 @@ def test_a_source_that_dies_leaves_nothing(
             stop(server)
 
     with pytest.raises((SourceError, ProcessFailed)):
-        back_up(Protected("clinic", Dsn.parse(server.dsn())), rig.catalog, rig.sealing, rig.trail, die)
+        back_up(Protected("clinic", Dsn.parse(server.dsn())), lambda: rig.catalog, rig.sealing, rig.trail, die)
     assert died
     nothing_is_left(rig)
 
@@ -186,7 +211,7 @@ def test_an_expired_recipient_stops_the_run_before_anything_is_dumped(rig: Rig, 
     sealing = dataclasses.replace(rig.sealing, recipients=(later, rig.sealing.recipients[1]))
     unreachable = Protected("clinic", Dsn.parse("postgresql://nobody@127.0.0.1:1/nowhere"))
     with pytest.raises(KeyUnusable, match="expired"):
-        back_up(unreachable, rig.catalog, sealing, rig.trail)
+        back_up(unreachable, lambda: rig.catalog, sealing, rig.trail)
     nothing_is_left(rig)
 
 
@@ -260,7 +285,7 @@ def test_key_ids_of_a_column_are_noted_and_so_are_values_in_clear(rig: Rig, clin
     clinic.execute("INSERT INTO users VALUES (6, 'in clear'), (7, NULL)")
     factors = (SecondFactors("users", "totp_secret", "aes-256-gcm"),)
     source = Protected("clinic", Dsn.parse(clinic.dsn), second_factors=factors)
-    made = back_up(source, rig.catalog, rig.sealing, rig.trail)
+    made = back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
     [noted] = made.column_keys
     assert (noted.key_ids, noted.rows) == (("2026-1",), 6)
     assert "1 of 6 values in users.totp_secret are not encrypted with aes-256-gcm" in made.notes
@@ -287,7 +312,7 @@ def test_a_killed_peer_ends_the_run(rig: Rig, clinic: Database) -> None:
     killer.start()
     source = Protected("clinic", Dsn.parse(clinic.dsn), lock_timeout_s=600, deadline_s=120)
     with held, pytest.raises(BackupdError, match=r"terminating connection due to administrator command"):
-        back_up(source, rig.catalog, rig.sealing, rig.trail)
+        back_up(source, lambda: rig.catalog, rig.sealing, rig.trail)
     killer.join()
     nothing_is_left(rig)
 

@@ -48,7 +48,7 @@ def test_a_backup_shows_what_a_restore_shows_when_a_migration_waits(rig: Rig, da
                 changing.append(beside.submit(migration.execute, change.encode()))
                 waits(database17, migration.info.backend_pid, changing[0])
 
-        manifest = back_up(source, rig.catalog, rig.sealing, rig.trail, migrate)
+        manifest = back_up(source, lambda: rig.catalog, rig.sealing, rig.trail, migrate)
         changing[0].result(DEADLINE_S)
     assert {name: table.rows for name, table in manifest.expect.tables.items()} == {
         '"public"."users"': 1000,
