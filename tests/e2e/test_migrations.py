@@ -1,5 +1,6 @@
 """A migration that begins while a backup is made: it waits, and the backup is right, whatever it would have done."""
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,13 +41,15 @@ def test_a_backup_shows_what_a_restore_shows_when_a_migration_waits(rig: Rig, da
         lock_timeout_s=1,
     )
     changing: list[Future[psycopg.Cursor]] = []
+    starting = threading.Lock()  # parts of the database and of the roles arrive beside each other
     with ThreadPoolExecutor(1) as beside, ExitStack() as connections:
 
         def migrate(count: int) -> None:
-            if not changing:
-                migration = connections.enter_context(database17.connect())
-                changing.append(beside.submit(migration.execute, change.encode()))
-                waits(database17, migration.info.backend_pid, changing[0])
+            with starting:
+                if not changing:
+                    migration = connections.enter_context(database17.connect())
+                    changing.append(beside.submit(migration.execute, change.encode()))
+                    waits(database17, migration.info.backend_pid, changing[0])
 
         manifest = back_up(source, lambda: rig.catalog, rig.sealing, rig.trail, migrate)
         changing[0].result(DEADLINE_S)
