@@ -46,8 +46,8 @@ class LeakError(AssertionError):
 class Registry:
     """Every secret planted in one pytest session, in each form in which it could leak, and what it is.
 
-    Tens of thousands of forms come together, and looking for one after another would take half of the session's time. So they
-    are kept by their first 8 bytes, and of all 8 bytes in a row in some data those are looked up.
+    So many forms come together that looking for one after another takes longer the longer a session lasts. So they are kept by
+    their first 8 bytes, and of all 8 bytes in a row in some data those are looked up.
     """
 
     needles: dict[bytes, str] = field(default_factory=dict)

@@ -101,7 +101,7 @@ class Unsealing:
         if "DECRYPTION_OKAY" not in counts and "DECRYPTION_KEY" not in counts and "SESSION_KEY" not in counts:
             wanted = [status.arguments[0] for status in _of(report, "ENC_TO")]
             # Other errors come from what a false session key makes of the message.
-            refused = any(status.arguments[0] == "pkdecrypt_failed" for status in _of(report, "ERROR"))
+            refused = any(status.arguments[:1] == ("pkdecrypt_failed",) for status in _of(report, "ERROR"))
             if wanted and ("NO_SECKEY" in counts or refused):
                 raise SecretUnavailable(
                     f"no secret key here opens this; it is sealed to {', '.join(wanted)}", "give one of these keys"
