@@ -75,10 +75,16 @@ NOBODY_ELSE = Sharing()
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How hard a stage works: rows in a batch, which is one transaction, and the rest between two batches, in seconds."""
+    """How hard a stage works: rows in a batch, which is one transaction, and the rest between two batches, in seconds.
+
+    `stall_s` is the rest after a pass that could write nothing, for whoever has the rows locked may be done by then; `look_s`
+    is how long it rewrites rows before it looks again whether the key that it writes with is still in the keyring.
+    """
 
     batch: int = 500
     pause_s: float = 0.0
+    stall_s: float = 2.0
+    look_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,6 @@ from backupd.redact import printable
 from backupd.rotation import SHOWN, Moved, Pace
 
 STALLED_PASSES = 5  # that could write nothing of what there was to write
-STALL_S = 2.0  # before the next pass after such a one: whoever has the rows locked may be done by then
 MOST_PASSES = 100  # an application that goes on writing the old form makes work for ever
 
 Recode = Callable[[Row], bytes | None]
@@ -83,7 +82,7 @@ class Rewriting:
                     f"{tried} rows of {where} cannot be written: they are locked, or a trigger keeps them so",
                     "end the transactions that have been open for long (pg_stat_activity, pg_prepared_xacts), and run it again",
                 )
-            time.sleep(STALL_S)
+            time.sleep(self.pace.stall_s)
         raise SourceError(
             f"applications go on writing {printable(self.table.name)}.{printable(self.column)} as before",
             "let each of them fetch the keyring anew, or update it, and run this again",

@@ -132,7 +132,7 @@ def _rows(column: SecretColumn, former: Former, dsn: Dsn, run: Run, pace: Pace, 
         if former.column in table.required:
             raise ConfigError(f"{printable(former.column)} may not be NULL yet", "the stage `column` comes first")
         with column_rows.exclusive(connection, table, column.column):
-            watched = _watched(column)
+            watched = _watched(column, pace)
             run.note(key_id=watched.key_id)
             _require_opening(connection, table, column, watched.cipher)
             recode = _Recode(column, source, lambda: watched.during(tally.passes))
@@ -172,13 +172,13 @@ def _gone(connection: Connection, table: Table, column: SecretColumn, former: Fo
     return f"{missing}: was it dropped, or is it misspelt? If it was dropped, {_NEXT[Stage.FINISH]}"
 
 
-def _watched(column: SecretColumn) -> Watched:
+def _watched(column: SecretColumn, pace: Pace) -> Watched:
     """The keyring's current key, which the archive has too where there is one: the rows will hang on it alone."""
     both = keyrings.both(column)
     if both.archive is not None:
         archive = keyrings.archived(both.archive, both.kept.keyring, both.kept.keyring.current)
         both = replace(both, archive=keyrings.following(archive, both.kept.keyring))
-    return Watched.of(column, both)
+    return Watched.of(column, both, pace.look_s)
 
 
 def _require_opening(connection: Connection, table: Table, column: SecretColumn, cipher: AesGcm) -> None:

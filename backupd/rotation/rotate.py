@@ -205,7 +205,7 @@ def _rows(place: _Place, both: Both, key_id: str, stage: Stage, run: Run, pace: 
     if keyring.current != key_id:
         due = _due(keyring, key_id)
         raise ConfigError(f"{key_id!r} is not the keyring's current key", f"the stage `{due.value}` comes first")
-    watched = Watched.of(column, both)
+    watched = Watched.of(column, both, pace.look_s)
 
     def recode(row: Row) -> bytes:
         cipher = watched.during(tally.passes)

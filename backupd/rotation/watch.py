@@ -17,8 +17,6 @@ from backupd.redact import Secret
 from backupd.rotation import SecretColumn, keyrings
 from backupd.rotation.keyrings import Both
 
-LOOK_S = 5.0  # between two looks within a pass
-
 
 @dataclass(slots=True)
 class Watched:
@@ -28,21 +26,22 @@ class Watched:
     key_id: str
     key: Secret
     cipher: AesGcm
+    look_s: float
     _passes: int = 0
     _looked: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, column: SecretColumn, both: Both) -> Watched:
-        """As it was just fetched."""
+    def of(cls, column: SecretColumn, both: Both, look_s: float) -> Watched:
+        """As it was just fetched, to be looked at every `look_s` seconds within a pass."""
         keyring = both.kept.keyring
-        return cls(column, keyring.current, keyring.key(keyring.current), AesGcm(both.reading))
+        return cls(column, keyring.current, keyring.key(keyring.current), AesGcm(both.reading), look_s)
 
     def during(self, passes: int) -> AesGcm:
         """The cipher; before it is used in a new pass, and at times within one, the keys are looked at again.
 
         Raises as `look` does.
         """
-        if passes != self._passes or time.monotonic() - self._looked >= LOOK_S:
+        if passes != self._passes or time.monotonic() - self._looked >= self.look_s:
             self.look()
             self._passes = passes
         return self.cipher

@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from backupd.rotation import batches
 from tests.parts.postgres import Database
 from tests.rotation.clinic import Clinic, clinic
-
-
-@pytest.fixture(autouse=True)
-def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A pass that could write nothing is followed by the next one at once."""
-    monkeypatch.setattr(batches, "STALL_S", 0.0)
 
 
 @pytest.fixture

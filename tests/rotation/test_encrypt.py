@@ -25,7 +25,7 @@ from tests.installation import keep
 from tests.parts.postgres import Database
 from tests.rotation.clinic import FIRST, USERS, Clinic, clinic, grant_ownership, seed
 
-PACE = Pace(batch=4)
+PACE = Pace(batch=4, stall_s=0.0)
 EVERYONE = {number: seed(number) for number in range(1, USERS + 1)}
 PASSPHRASE = "a passphrase of the clinic's"
 

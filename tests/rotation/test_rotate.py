@@ -36,7 +36,7 @@ from backupd.rotation.rotate import Stage, plan, rotate
 from tests.rotation.clinic import FIRST, USERS, Clinic, seed
 
 NEW = "2027-1"
-PACE = Pace(batch=4)
+PACE = Pace(batch=4, stall_s=0.0)
 EVERYONE = {number: seed(number) for number in range(1, USERS + 1)}
 
 
@@ -191,7 +191,7 @@ def test_no_write_is_lost_that_comes_while_rows_are_rewritten(due: Clinic) -> No
     thread.start()
     while not over.is_set():
         with suppress(SourceError):  # that applications go on writing under the old key, or have a row locked
-            rotate(due.column(), due.writer, NEW, Stage.ROWS, due.trail, Pace(batch=USERS))
+            rotate(due.column(), due.writer, NEW, Stage.ROWS, due.trail, Pace(batch=USERS, stall_s=0.0))
     thread.join()
     assert lost == []
     turn(due, Stage.ROWS)

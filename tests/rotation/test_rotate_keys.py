@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -14,7 +15,7 @@ from backupd.custody.file import PrivateFile
 from backupd.errors import BackupdError, ConfigError, Interrupted, Refused, SecretChanged, SecretUnavailable, Tampered
 from backupd.postgres import column_rows
 from backupd.redact import Secret
-from backupd.rotation import Moved, Pace, Report, RowsLeft, watch
+from backupd.rotation import Moved, Pace, Report, RowsLeft
 from backupd.rotation.rotate import Stage, plan, rotate
 from tests.installation import keep
 from tests.rotation.clinic import FIRST, USERS, Clinic, seed
@@ -30,8 +31,20 @@ def archiving(sealed: Clinic) -> Clinic:
     return sealed
 
 
-def turn(clinic: Clinic, stage: Stage, new: str = NEW, *, archive: str | None = None, moved: Moved = lambda _: None) -> Report:
-    return rotate(clinic.column(archive=archive), clinic.writer, new, stage, clinic.trail, Pace(batch=4), moved)
+PACE = Pace(batch=4, stall_s=0.0)
+LOOKING = replace(PACE, look_s=0.0)  # at the keys before each row
+
+
+def turn(
+    clinic: Clinic,
+    stage: Stage,
+    new: str = NEW,
+    *,
+    archive: str | None = None,
+    moved: Moved = lambda _: None,
+    pace: Pace = PACE,
+) -> Report:
+    return rotate(clinic.column(archive=archive), clinic.writer, new, stage, clinic.trail, pace, moved)
 
 
 def archived(clinic: Clinic) -> Keyring:
@@ -178,13 +191,10 @@ def test_a_value_under_the_new_key_that_does_not_open_is_not_called_done(sealed:
     assert caught.value.report.left == {"7": "a value in users.totp_sealed is not what '2027-1' encrypted there"}
 
 
-def test_a_keyring_that_loses_the_key_meanwhile_ends_the_run_and_gets_it_back(
-    sealed: Clinic, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+def test_a_keyring_that_loses_the_key_meanwhile_ends_the_run_and_gets_it_back(sealed: Clinic) -> None:
     older = sealed.keyring
     with pytest.raises(SecretChanged, match="'2027-1' is not in it any more") as caught:
-        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, older)))
+        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, older)), pace=LOOKING)
     assert "put back as a key that only reads" in str(caught.value.hint)
     assert sealed.keyring.current == FIRST
     assert sealed.key_ids() == {FIRST, NEW}
@@ -194,11 +204,8 @@ def test_a_keyring_that_loses_the_key_meanwhile_ends_the_run_and_gets_it_back(
 
 
 @pytest.mark.parametrize("left", [None, b"{", b""])
-def test_a_keyring_that_cannot_be_read_meanwhile_ends_the_run_and_its_key_is_named(
-    sealed: Clinic, monkeypatch: pytest.MonkeyPatch, left: bytes | None
-) -> None:
+def test_a_keyring_that_cannot_be_read_meanwhile_ends_the_run_and_its_key_is_named(sealed: Clinic, left: bytes | None) -> None:
     """It is no row's fault, and rows hang on its key by then."""
-    monkeypatch.setattr(watch, "LOOK_S", 0.0)
 
     def spoil() -> None:
         sealed.keyring_file.unlink() if left is None else keep(sealed.keyring_file, left)
@@ -207,7 +214,7 @@ def test_a_keyring_that_cannot_be_read_meanwhile_ends_the_run_and_its_key_is_nam
     turn(sealed, Stage.PROMOTE)
     newer = sealed.keyring
     with pytest.raises(SecretChanged, match="while rows were rewritten") as caught:
-        turn(sealed, Stage.ROWS, moved=once(spoil))
+        turn(sealed, Stage.ROWS, moved=once(spoil), pace=LOOKING)
     assert "rows are under the key '2027-1' by now" in str(caught.value.hint)
     assert list(sealed.trail.records())[-1].details["rows_left"] == 0
     put(sealed, newer)
@@ -245,11 +252,10 @@ def test_a_keyring_that_is_replaced_within_the_last_pass_is_noticed_at_its_end(a
     assert archiving.opened() == EVERYONE
 
 
-def test_another_key_of_the_same_id_ends_the_run(sealed: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+def test_another_key_of_the_same_id_ends_the_run(sealed: Clinic) -> None:
     other = sealed.keyring.extended(NEW)
     with pytest.raises(SecretChanged, match="is another key now") as caught:
-        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, other)))
+        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, other)), pace=LOOKING)
     assert "put back the keyring of before" in str(caught.value.hint)
     assert sealed.keyring == other
     assert len([value for value in stored(sealed).values() if key_id(value) == NEW]) == 4
@@ -264,10 +270,9 @@ def test_an_archive_that_loses_the_key_meanwhile_ends_the_run(archiving: Clinic)
     assert archived(archiving).key(NEW) == archiving.keyring.key(NEW)
 
 
-def test_a_key_that_is_current_no_more_is_not_written_with(sealed: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "LOOK_S", 0.0)
+def test_a_key_that_is_current_no_more_is_not_written_with(sealed: Clinic) -> None:
     with pytest.raises(SecretChanged, match="somebody made it '2028-1'"):
-        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, sealed.keyring.extended("2028-1"))))
+        turn(sealed, Stage.ALL, moved=once(lambda: put(sealed, sealed.keyring.extended("2028-1"))), pace=LOOKING)
     assert len([value for value in stored(sealed).values() if key_id(value) == NEW]) == 4
 
 
