@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from backupd import transfer
 from backupd.errors import StoreError, StoreUnavailable, Tampered
 from backupd.manifest import Artifact, Kind
 from backupd.stores import Limits, Store, Upload, open_store
 from backupd.transfer import MIB, Sent, fetch, part_sizes, send
+from tests.stores.small_parts import SmallParts
 
 
 class Given:
@@ -30,16 +30,9 @@ class Given:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """An empty directory store."""
+    """An empty directory store, which takes parts of 1,000 bytes."""
     (tmp_path / "store").mkdir()
-    return open_store(f"file://{tmp_path}/store")
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 1,000 bytes: the sizes are data here, not the code under test."""
-    monkeypatch.setattr(transfer, "SMALLEST", 1000)
-    monkeypatch.setattr(transfer, "MIB", 1)
+    return SmallParts(open_store(f"file://{tmp_path}/store"), 1000)
 
 
 def sent(store: Store, data: bytes) -> Artifact:
@@ -155,14 +148,8 @@ def test_leaving_a_fetch_early_ends_its_threads(store: Store) -> None:
     assert threading.active_count() == before
 
 
-@pytest.mark.usefixtures("monkeypatch")
 class TestPartSizes:
-    """With the real sizes."""
-
-    @pytest.fixture(autouse=True)
-    def _real(self, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
-        monkeypatch.setattr(transfer, "SMALLEST", 8 * 2**20)
-        monkeypatch.setattr(transfer, "MIB", 2**20)
+    """For stores as they are."""
 
     S3 = Limits(10_000, 5 * 2**20, 5 * 2**30)
 
@@ -187,15 +174,9 @@ class TestPartSizes:
         assert all(size % MIB == 0 for size in sizes)
 
 
-def test_a_stream_that_needs_more_parts_than_there_may_be_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Few:
-        limits = Limits(3, 1, 1000)
-
-        def begin(self, name: str) -> Upload:
-            return store.begin(name)
-
+def test_a_stream_that_needs_more_parts_than_there_may_be_is_an_error(store: Store) -> None:
     with pytest.raises(StoreError, match="more parts than the store allows"):
-        send(Given(bytes(5000)), Few(), "s/b/a", expected=0)  # type: ignore[arg-type]  # all that `send` uses of a store
+        send(Given(bytes(5000)), SmallParts(store, 1000, parts=3), "s/b/a", expected=0)
 
 
 def test_a_sent_upload_knows_its_head(store: Store) -> None:

@@ -38,6 +38,7 @@ from tests.installation import installed, plant
 from tests.leak_watch import Planted
 from tests.parts.postgres import PostgresServer, postgres_bin
 from tests.parts.s3 import S3Server
+from tests.stores.small_parts import SmallParts
 
 PER_DATABASE, PER_GLOBALS, PER_MANIFEST = 600, 100, 350  # of each of three backups
 AT_GPG, AT_RESTORE, AT_VERIFY = 102, 12, 20  # the same
@@ -87,10 +88,7 @@ def shelf(postgres17: PostgresServer, pairs: Pairs, tmp_path_factory: pytest.Tem
     """Whoever changes an object on it puts it back (`changed` does)."""
     directory = tmp_path_factory.mktemp("tampering")
     with ExitStack() as held:
-        small = held.enter_context(pytest.MonkeyPatch.context())
-        small.setattr(transfer, "SMALLEST", 4096)
-        small.setattr(transfer, "MIB", 1)
-        rig = held.enter_context(rigged(file_store(directory), pairs, directory))
+        rig = held.enter_context(rigged(SmallParts(file_store(directory), 4096), pairs, directory))
         made = []
         for name in ("clinic", "clinic", "archive"):
             database = postgres17.create_database()
@@ -325,9 +323,7 @@ def test_on_s3_no_change_is_accepted_either(
     bucket, prefix = store.url.removeprefix("s3://").split("/")
     with ExitStack() as held:
         client = held.enter_context(contextlib.closing(s3_server.client()))
-        small = held.enter_context(pytest.MonkeyPatch.context())
-        small.setattr(transfer, "SMALLEST", 5 << 20)
-        rig = held.enter_context(rigged(store, pairs, tmp_path))
+        rig = held.enter_context(rigged(SmallParts(store, 5 << 20), pairs, tmp_path))
         manifest = rig.back_up(postgres17.dsn(database))
         for artifact, other in (manifest.artifacts, manifest.artifacts[::-1]):
             name = name_of("clinic", manifest.backup_id, artifact.name)
