@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from backupd.audit.trail import Trail
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
-from backupd.custody import Custodian, SecretRef, open_custodian
+from backupd.custody import Custodian, SecretRef, keeper, open_custodian
 from backupd.postgres.session import Dsn
 from backupd.redact import Secret
 from backupd.rotation import Former, SecretColumn
@@ -31,6 +31,40 @@ FIRST = "2026-1"
 def seed(number: int, generation: int = 0) -> str:
     """The TOTP secret of a user, who may have enrolled anew."""
     return base64.b32encode(hashlib.sha256(f"{number}/{generation}".encode()).digest()[:20]).decode()
+
+
+def nothing() -> None:
+    """What happens usually."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beset:
+    """A real place of a secret, where something happens right before or after it is written."""
+
+    place: Custodian
+    before: Callable[[], None] = nothing
+    after: Callable[[], None] = nothing
+
+    @property
+    def locator(self) -> str:
+        return self.place.locator
+
+    @property
+    def replaceable(self) -> bool:
+        return keeper(self.place).replaceable
+
+    def fetch(self) -> Secret:
+        return self.place.fetch()
+
+    def replace(self, new: Secret, seen: Secret) -> None:
+        self.before()
+        keeper(self.place).replace(new, seen)
+        self.after()
+
+
+def interrupted() -> None:
+    """Somebody's Ctrl-C."""
+    raise KeyboardInterrupt
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from backupd.rotation.rotate import Stage, rotate
 from backupd.stores import open_store
 from tests.e2e.rig import Pairs, rigged
 from tests.installation import keep
-from tests.rotation.clinic import FIRST, Clinic, seed
+from tests.rotation.clinic import FIRST, Beset, Clinic, interrupted, seed
 
 NEW = "2027-1"
 
@@ -162,22 +162,12 @@ def test_an_archive_with_another_key_of_that_id_is_not_written_over(rotated: Cli
     assert rotated.keyring_file.read_bytes() == before
 
 
-def test_killed_between_the_two_writes_the_key_is_in_both_and_the_next_run_ends_it(
-    rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_killed_between_the_two_writes_the_key_is_in_both_and_the_next_run_ends_it(rotated: Clinic, pairs: Pairs) -> None:
     turn(rotated, pairs)
     rotate(rotated.column(), rotated.writer, "2028-1", Stage.ALL, rotated.trail, Pace())
-    real = PrivateFile.replace
-
-    def dying(self: PrivateFile, new: Secret, seen: Secret) -> None:
-        if self.path.endswith("keyring.json"):
-            raise KeyboardInterrupt
-        real(self, new, seen)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PrivateFile, "replace", dying)
-        with pytest.raises(KeyboardInterrupt):
-            turn(rotated, pairs, NEW)
+    dying = Beset(rotated.custodian("keyring.json"), before=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        turn(rotated, pairs, NEW, column=dataclasses.replace(rotated.column(archive="archive.json"), keys=dying))
     assert NEW in rotated.keyring.keys
     assert NEW in archived(rotated).keys
     turn(rotated, pairs, NEW)
@@ -231,19 +221,12 @@ def test_an_archive_that_is_the_keyring_by_another_name_gives_the_key_back(rotat
     assert rotated.keyring == before
 
 
-def test_an_archive_that_cannot_be_read_afterwards_gives_the_key_back(
-    rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_archive_that_cannot_be_read_afterwards_gives_the_key_back(rotated: Clinic, pairs: Pairs) -> None:
     before = rotated.keyring
-    real = PrivateFile.replace
-
-    def and_the_archive_goes(self: PrivateFile, new: Secret, seen: Secret) -> None:
-        real(self, new, seen)
-        (rotated.directory / "archive.json").unlink(missing_ok=True)
-
-    monkeypatch.setattr(PrivateFile, "replace", and_the_archive_goes)
+    archive = rotated.directory / "archive.json"
+    keys = Beset(rotated.custodian("keyring.json"), after=lambda: archive.unlink(missing_ok=True))
     with pytest.raises(SecretUnavailable):
-        turn(rotated, pairs)
+        turn(rotated, pairs, column=dataclasses.replace(rotated.column(archive="archive.json"), keys=keys))
     assert rotated.keyring == before
 
 

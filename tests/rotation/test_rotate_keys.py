@@ -11,14 +11,13 @@ import pytest
 from backupd.columns import KeysUnusable
 from backupd.columns.aes_gcm import AesGcm, key_id
 from backupd.columns.keyring import Keyring
-from backupd.custody.file import PrivateFile
 from backupd.errors import BackupdError, ConfigError, Interrupted, Refused, SecretChanged, SecretUnavailable, Tampered
 from backupd.postgres import column_rows
 from backupd.redact import Secret
 from backupd.rotation import Moved, Pace, Report, RowsLeft
 from backupd.rotation.rotate import Stage, plan, rotate
 from tests.installation import keep
-from tests.rotation.clinic import FIRST, USERS, Clinic, seed
+from tests.rotation.clinic import FIRST, USERS, Beset, Clinic, interrupted, seed
 
 NEW = "2027-1"
 EVERYONE = {number: seed(number) for number in range(1, USERS + 1)}
@@ -108,20 +107,10 @@ def test_a_key_that_was_added_by_hand_is_archived_by_the_next_stage(archiving: C
     assert archived(archiving).key(NEW) == archiving.keyring.key(NEW)
 
 
-def test_an_add_that_was_killed_before_the_archive_was_written_is_run_again(
-    archiving: Clinic, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = PrivateFile.replace
-
-    def dying(self: PrivateFile, new: Secret, seen: Secret) -> None:
-        if self.path.endswith("archive.json"):
-            raise KeyboardInterrupt
-        real(self, new, seen)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PrivateFile, "replace", dying)
-        with pytest.raises(KeyboardInterrupt):
-            turn(archiving, Stage.ADD, archive="archive.json")
+def test_an_add_that_was_killed_before_the_archive_was_written_is_run_again(archiving: Clinic) -> None:
+    dying = Beset(archiving.custodian("archive.json"), before=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        rotate(replace(archiving.column(), archive=dying), archiving.writer, NEW, Stage.ADD, archiving.trail, PACE)
     turn(archiving, Stage.ADD, archive="archive.json")
     assert archived(archiving).key(NEW) == archiving.keyring.key(NEW)
 
