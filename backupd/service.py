@@ -26,6 +26,7 @@ from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, S
 from backupd.manifest import Level, Manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
+from backupd.openpgp.home import KEY_FILE_BYTES
 from backupd.openpgp.keys import PublicKey
 from backupd.postgres.session import Dsn
 from backupd.redact import Secret, printable
@@ -44,7 +45,6 @@ if TYPE_CHECKING:  # an operation's own room is imported by the method that runs
     from backupd.separation import Identities
     from backupd.verify import Proof
 
-KEY_BYTES = 1 << 20
 _PUBLIC_HALF = 'or, where nothing is signed, name its public half: signers = ["keys/signing.pub.asc"] in [encryption]'
 
 
@@ -60,7 +60,7 @@ def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, rea
 def public_key(path: Path, home: Home) -> PublicKey:
     """The public key in a file, looked at in `home`. Raises ConfigError: it cannot be read; KeyUnusable: it holds none."""
     try:
-        data = path.read_bytes() if path.stat().st_size <= KEY_BYTES else b""
+        data = path.read_bytes() if path.stat().st_size <= KEY_FILE_BYTES else b""
     except OSError as error:
         raise ConfigError(
             f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
