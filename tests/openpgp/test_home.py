@@ -18,7 +18,7 @@ import pytest
 
 from backupd.errors import ConfigError, KeyUnusable, ProcessFailed, Refused
 from backupd.openpgp import Home, messages, version
-from backupd.openpgp.home import in_memory
+from backupd.openpgp.home import colons, in_memory
 from backupd.pipeline import run
 from backupd.redact import Secret
 from tests.openpgp.conftest import Ring, make_key
@@ -250,3 +250,11 @@ def test_what_is_no_key_is_told_with_what_gpg_says(damage: str, home: Home, ring
     data = {"text": b"no key", "empty": b"", "cut": key[: len(key) // 2], "checksum": key[:200] + b"AAAA" + key[204:]}[damage]
     with pytest.raises(KeyUnusable, match="not an OpenPGP key that gpg can read: gpg: "):
         home.show(data)
+
+
+def test_a_secret_key_that_was_shown_is_not_in_the_home(home: Home, ring: Ring) -> None:
+    """The home that signs looks at keys that open, and must not have them."""
+    assert home.show(ring.operations.secret.reveal())
+    for listing in ("--list-secret-keys", "--list-keys"):
+        assert {record.kind for record in colons(home.call(listing, "--with-colons").stdout)} <= {"tru"}
+    assert not list(home.path.glob("private-keys-v1.d/*"))
