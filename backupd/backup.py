@@ -46,7 +46,7 @@ from backupd.openpgp.keys import PublicKey
 from backupd.pipeline import Command, Pipeline
 from backupd.postgres import clients, column_keys, dump, expectations, roles
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 from backupd.redact import printable
 from backupd.transfer import Progress, Sent

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from backupd import logs
 from backupd.audit.records import Operation
 from backupd.errors import BackupdError, ConfigError
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import printable
 from backupd.service import Service
 

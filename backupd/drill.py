@@ -28,8 +28,8 @@ from backupd.manifest import Kind, Manifest
 from backupd.opening import Opening
 from backupd.pipeline import Command
 from backupd.postgres import archive, clients, session
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.scratch import ScratchCluster
-from backupd.postgres.session import Dsn
 from backupd.redact import printable, scrub
 from backupd.restore import Target, restore_into
 from backupd.stores import Store

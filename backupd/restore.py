@@ -19,8 +19,9 @@ from backupd.manifest import Kind, Manifest
 from backupd.opening import Opening
 from backupd.postgres import archive, clients, expectations, roles, session
 from backupd.postgres.clients import Clients
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.roles import RolesReport
-from backupd.postgres.session import Connection, Dsn, Server
+from backupd.postgres.session import Connection, Server
 from backupd.stores import Store
 from backupd.transfer import Progress
 

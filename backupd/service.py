@@ -28,7 +28,7 @@ from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
 from backupd.openpgp.home import KEY_FILE_BYTES
 from backupd.openpgp.keys import PublicKey
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret, printable
 from backupd.stores import Store, open_store
 from backupd.stores.access import AzureLogin, Lock, S3Keys

@@ -109,6 +109,15 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_commands_that_ask_no_database_load_no_client_of_one() -> None:
+    """Scripts run `backupd list` in loops, and loading psycopg would be the longest part of such a run."""
+    heavy = ["psycopg", "boto3", "azure", "gnupg", "apscheduler", "asyncio"]
+    modules = "backupd.service, backupd.cli.list, backupd.cli.verify, backupd.cli.audit, backupd.cli.keys"
+    program = f"import sys, {modules}; print(sorted(set({heavy!r}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_the_version_is_stated_once_in_effect() -> None:
     stated = re.search(r'^version = "([^"]+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     assert stated is not None

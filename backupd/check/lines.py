@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backupd.custody import Custodian
     from backupd.openpgp import Home
     from backupd.openpgp.keys import PublicKey
-    from backupd.postgres.session import Dsn
+    from backupd.postgres.dsn import Dsn
     from backupd.separation import Identities
     from backupd.stores import Store
 

@@ -167,7 +167,7 @@ def _role_of(session: Session) -> str:
     at = session.load().audit
     if at.is_sqlite:
         raise ConfigError("the configured trail is a file, and needs no SQL", "give --role for one in PostgreSQL")
-    from backupd.postgres.session import Dsn
+    from backupd.postgres.dsn import Dsn
 
     return Dsn.parse(at.url).user
 

@@ -21,8 +21,8 @@ from backupd.columns.keyring import Keyring
 from backupd.errors import ExtraMissing
 from backupd.openpgp import keys
 from backupd.postgres import clients, session
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.scratch import SUPERUSER, ScratchCluster
-from backupd.postgres.session import Dsn
 from backupd.redact import Secret
 
 CLINICIANS = 40

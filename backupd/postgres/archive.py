@@ -24,7 +24,8 @@ from backupd.manifest import Source
 from backupd.pipeline import Command
 from backupd.postgres import complaints
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Connection, Dsn, Server, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection, Server, translated
 from backupd.redact import printable
 
 

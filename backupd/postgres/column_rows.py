@@ -18,7 +18,8 @@ from psycopg import sql
 
 from backupd.errors import Busy, ConfigError
 from backupd.postgres import session
-from backupd.postgres.session import Connection, Dsn, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection, translated
 from backupd.redact import printable
 
 LOCK_TIMEOUT_S = 2.0

@@ -9,7 +9,7 @@ from backupd.errors import BackupdError, ConfigError, ProcessFailed, SourceDenie
 from backupd.pipeline import Command
 from backupd.postgres import complaints
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 
 PROGRAMS = ("pg_dump", "pg_dumpall")  # what `explained` explains
 

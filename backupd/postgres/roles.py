@@ -15,7 +15,8 @@ import psycopg
 from backupd.errors import Tampered
 from backupd.pipeline import Command
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Connection, Dsn, connect, translate, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection, connect, translate, translated
 from backupd.redact import printable
 
 _SUPERUSER_ONLY = {"SUPERUSER", "REPLICATION", "BYPASSRLS"}

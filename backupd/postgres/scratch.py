@@ -29,7 +29,8 @@ from psycopg.conninfo import make_conninfo
 from backupd.errors import CouldNotVerify, ProcessFailed, SourceError
 from backupd.pipeline import Command, run
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Connection, Dsn, connect, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection, connect, translated
 from backupd.redact import Secret, printable, scrub
 
 MEMORY = Path("/dev/shm")  # noqa: S108  # tmpfs on purpose: what is restored must not reach a disk

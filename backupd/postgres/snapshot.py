@@ -22,7 +22,8 @@ import psycopg
 from backupd.errors import Busy, SourceError
 from backupd.manifest import Moment
 from backupd.postgres import locks, sequences
-from backupd.postgres.session import Connection, Dsn, Server, connect, server, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection, Server, connect, server, translated
 from backupd.redact import printable
 
 # The two keys of the advisory lock. Such locks are the database's own, so one pair serves for every source; the first

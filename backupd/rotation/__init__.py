@@ -22,7 +22,7 @@ from typing import Any
 
 from backupd.custody import Custodian
 from backupd.errors import BackupdError
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import printable
 
 SHOWN = 20  # rows that are named one by one

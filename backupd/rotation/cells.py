@@ -11,7 +11,8 @@ from backupd.columns.forms import Form, form_of
 from backupd.errors import ConfigError, SourceError
 from backupd.postgres import column_rows, column_state
 from backupd.postgres.column_rows import Row, Swap, Table
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.redact import printable
 from backupd.rotation import SecretColumn
 

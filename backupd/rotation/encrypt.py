@@ -27,7 +27,8 @@ from backupd.columns.forms import Form, form_of
 from backupd.errors import ConfigError, Refused, Tampered
 from backupd.postgres import column_change, column_rows, pgcrypto
 from backupd.postgres.column_rows import Row, Table
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.redact import Secret, printable
 from backupd.rotation import Former, Moved, Pace, Report, RowsLeft, SecretColumn, cells, keyrings
 from backupd.rotation.batches import Rewriting

@@ -17,7 +17,8 @@ from backupd.columns.forms import Form
 from backupd.errors import ConfigError, Refused, Tampered
 from backupd.postgres import column_rows, column_state
 from backupd.postgres.column_rows import Table
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.redact import printable
 from backupd.rotation import Report, SecretColumn, cells, keyrings
 from backupd.rotation.keyrings import BEGIN, Kept

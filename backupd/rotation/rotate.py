@@ -25,7 +25,8 @@ from backupd.columns.keyring import Keyring
 from backupd.errors import ConfigError, Refused, Tampered
 from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Row, Table
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.redact import printable
 from backupd.rotation import NOBODY_ELSE, Moved, Pace, Report, RowsLeft, SecretColumn, Sharing, cells, keyrings
 from backupd.rotation.batches import Rewriting

@@ -17,7 +17,8 @@ from backupd.columns.forms import Form, Told, form_of
 from backupd.errors import BackupdError, ConfigError
 from backupd.postgres import column_rows
 from backupd.postgres.column_rows import Table
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.redact import printable
 from backupd.rotation import SecretColumn, keyrings
 

@@ -22,7 +22,8 @@ from backupd.openpgp import Home, keys, messages
 from backupd.openpgp.keys import KeyPair
 from backupd.pipeline import run
 from backupd.postgres import expectations
-from backupd.postgres.session import Connection, Dsn
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import Connection
 from backupd.postgres.snapshot import Snapshot
 from backupd.redact import Secret
 from tests.parts.postgres import Database

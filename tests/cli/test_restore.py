@@ -11,7 +11,7 @@ import pytest
 
 from backupd.errors import Interrupted
 from backupd.manifest import Manifest, Table
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.restore import Target, restore
 from tests.e2e.rig import Pairs, Rig, file_store, rigged
 from tests.installation import Installation

@@ -16,7 +16,7 @@ from backupd.manifest import Level, Manifest
 from backupd.opening import Opening
 from backupd.openpgp import Home, cleartext, keys
 from backupd.openpgp.keys import KeyPair
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret
 from backupd.restore import Target, restore
 from backupd.stores import AzureLogin, S3Keys, Store, open_store

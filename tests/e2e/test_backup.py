@@ -27,7 +27,7 @@ from backupd.errors import (
     StoreError,
 )
 from backupd.openpgp import keys
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret
 from backupd.stores import S3Keys, open_store
 from tests.e2e.rig import Pairs, Rig, file_store, rigged

@@ -12,7 +12,7 @@ import pytest
 
 from backupd.backup import Protected, SecondFactors, back_up
 from backupd.manifest import Level
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from tests.e2e.rig import Pairs, Rig, file_store, rigged
 from tests.parts.postgres import Database
 

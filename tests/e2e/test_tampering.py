@@ -27,7 +27,7 @@ from backupd.manifest import ARTIFACTS, Artifact, Kind, Manifest, render
 from backupd.opening import Opening
 from backupd.openpgp import Home, cleartext, keys
 from backupd.postgres import archive, clients, session
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.restore import Target, restore
 from backupd.verify import verify
 from tests.e2e import mutations

@@ -12,7 +12,7 @@ import pytest
 from backupd.manifest import Level
 from backupd.pipeline import Command, run
 from backupd.postgres import clients, expectations, session
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.stores import Store
 from tests.e2e.rig import Pairs, azure_store, file_store, rigged, s3_store
 from tests.parts.postgres import PostgresServer

@@ -11,7 +11,7 @@ import pytest
 
 from backupd.postgres import clients, session
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from tests.parts.postgres import PostgresServer, postgres_bin
 from tests.postgres import zoo
 

@@ -22,8 +22,9 @@ from backupd.pipeline import run
 from backupd.postgres import archive, dump, expectations, roles, session
 from backupd.postgres.archive import ProblemKind
 from backupd.postgres.clients import Clients
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.scratch import ScratchCluster
-from backupd.postgres.session import Dsn, Server
+from backupd.postgres.session import Server
 from backupd.postgres.snapshot import Snapshot
 from tests.parts.postgres import Database, PostgresServer
 from tests.postgres.conftest import Housed

@@ -9,7 +9,7 @@ import pytest
 from backupd.errors import ConfigError, SourceDenied
 from backupd.manifest import Expectations, LargeObjects, Level, Table
 from backupd.postgres import expectations
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 from tests.parts.postgres import Database
 from tests.postgres.conftest import Housed

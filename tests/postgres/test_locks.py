@@ -13,7 +13,7 @@ import pytest
 from backupd.errors import SourceError
 from backupd.manifest import Level
 from backupd.postgres import expectations
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 from tests.parts.postgres import Database
 

@@ -16,8 +16,9 @@ from backupd.errors import ProcessFailed, SourceDenied, SourceError, SourceUnrea
 from backupd.pipeline import run
 from backupd.postgres import dump, roles
 from backupd.postgres.clients import Clients
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.scratch import ScratchCluster
-from backupd.postgres.session import Connection, Dsn, connect
+from backupd.postgres.session import Connection, connect
 from tests.parts.postgres import Database, MakePostgres
 from tests.postgres.conftest import Housed
 

@@ -16,8 +16,9 @@ import pytest
 from backupd.errors import CouldNotVerify, SourceError
 from backupd.postgres import clients, scratch
 from backupd.postgres.clients import Clients
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.scratch import ScratchCluster
-from backupd.postgres.session import Dsn, connect, server
+from backupd.postgres.session import connect, server
 from backupd.redact import Secret
 
 DEADLINE_S = 60

@@ -18,7 +18,8 @@ import pytest
 from backupd.errors import ConfigError, SourceDenied, SourceError, SourceUnreachable
 from backupd.postgres import session
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn, connect, server, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import connect, server, translated
 from backupd.redact import Secret, scrub
 from tests.parts.postgres import Database, PostgresServer
 
@@ -260,7 +261,8 @@ _HOSTILE = {
 }
 _CONNECTING = """
 import sys
-from backupd.postgres.session import Dsn, connect
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import connect
 with connect(Dsn.parse(sys.stdin.readline().strip()), application_name="test") as connection:
     print(*connection.execute("SELECT current_user, current_setting('TimeZone')").fetchone())
 """

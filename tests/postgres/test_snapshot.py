@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 import pytest
 
 from backupd.errors import Busy, SourceError, SourceUnreachable
-from backupd.postgres.session import Dsn, connect, translated
+from backupd.postgres.dsn import Dsn
+from backupd.postgres.session import connect, translated
 from backupd.postgres.snapshot import LOCK, Snapshot
 from tests.parts.postgres import Database
 
@@ -20,7 +21,7 @@ DEADLINE_S = 60
 
 _HOLDER = """
 import sys
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 with Snapshot(Dsn.parse(sys.stdin.readline().strip()), application_name="backupd doomed"):
     print("held", flush=True)

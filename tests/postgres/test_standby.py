@@ -14,7 +14,7 @@ from backupd.manifest import Level, Source
 from backupd.pipeline import run
 from backupd.postgres import archive, dump, expectations
 from backupd.postgres.clients import Clients
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 from backupd.rotation import cells
 from tests.parts.ports import claim_port, release_port

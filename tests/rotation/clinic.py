@@ -18,7 +18,7 @@ from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.custody import Custodian, SecretRef, keeper, open_custodian
-from backupd.postgres.session import Dsn
+from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret
 from backupd.rotation import Former, SecretColumn
 from tests.installation import keep
