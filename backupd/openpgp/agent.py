@@ -24,9 +24,7 @@ def environment(gpg: str, home: Path) -> dict[str, str]:
 
 def ask(gpg: str, home: Path, question: str, timeout_s: float) -> str:
     """What it answers; started if it does not run. Raises ProcessFailed."""
-    argv = ("gpg-connect-agent", "--homedir", str(home), question, "/bye")
-    done = run(Command("gpg-connect-agent", argv, environment(gpg, home)), timeout_s=timeout_s)
-    return done.stdout.decode(errors="replace")
+    return _connect(gpg, home, question, timeout_s=timeout_s)
 
 
 def running(home: Path) -> list[int]:
@@ -43,7 +41,7 @@ def end(gpg: str, home: Path) -> None:
                 found.append(os.pidfd_open(pid))
         if found:
             with contextlib.suppress(ProcessFailed):
-                _configure(gpg, home, "--kill", "all")
+                _connect(gpg, home, "--no-autostart", "KILLAGENT", timeout_s=END_TIMEOUT_S)
         for process in found:
             if not select.select([process], [], [], END_TIMEOUT_S)[0]:
                 signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -53,7 +51,9 @@ def end(gpg: str, home: Path) -> None:
             with contextlib.suppress(ChildProcessError):  # it is our child only where we are a container's first process
                 os.waitid(os.P_PIDFD, process, os.WEXITED | os.WNOHANG)
             os.close(process)
-    _configure(gpg, home, "--remove-socketdir")  # outside the home where /run/user/UID exists
+    # The directory of its sockets is outside the home where /run/user/UID exists.
+    argv = ("gpgconf", "--homedir", str(home), "--remove-socketdir")  # PATH begins with gpg's own directory
+    run(Command("gpgconf", argv, environment(gpg, home)), timeout_s=END_TIMEOUT_S)
 
 
 def _is_of(process: str, home: Path) -> bool:
@@ -65,6 +65,6 @@ def _is_of(process: str, home: Path) -> bool:
     return program.rpartition(b"/")[2].startswith(b"gpg") and os.fsencode(home) in arguments
 
 
-def _configure(gpg: str, home: Path, *args: str) -> None:
-    argv = ("gpgconf", "--homedir", str(home), *args)  # PATH begins with gpg's own directory
-    run(Command("gpgconf", argv, environment(gpg, home)), timeout_s=END_TIMEOUT_S)
+def _connect(gpg: str, home: Path, *args: str, timeout_s: float) -> str:
+    argv = ("gpg-connect-agent", "--homedir", str(home), *args, "/bye")
+    return run(Command("gpg-connect-agent", argv, environment(gpg, home)), timeout_s=timeout_s).stdout.decode(errors="replace")
