@@ -1,10 +1,8 @@
 """Containers for tests where no Docker is: podman with storage of its own, and images that are built here, never pulled.
 
-The base image comes from `debootstrap` and this machine's own Debian mirror; it is kept in `.parts`, so that a checkout makes
-it once. Podman here has its own storage, so it neither sees nor touches what else the machine runs. It needs root.
+Podman here has its own storage, so it neither sees nor touches what else the machine runs. It needs root.
 """
 
-import fcntl
 import os
 import secrets
 import shutil
@@ -17,19 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.parts.apt_mirror import debian_mirror
+from tests.parts.debian_rootfs import SUITE, TOOL_DEADLINE_S, debian_rootfs, proxies, run
 from tests.parts.ports import claim_port, release_port
 from tests.parts.process import PartFailedError, ServerProcess, clean_environment, short_directory
 
-SUITE = "bookworm"
 DEBIAN_IMAGE = f"local/debian:{SUITE}"
 POSTGRES_IMAGE = "local/postgres:15"
 # Making the images takes a minute on an idle machine. A test that uses them needs a pytest timeout of its own above this.
-BUILD_DEADLINE_S = 600
+BUILD_DEADLINE_S = TOOL_DEADLINE_S
 READY_DEADLINE_S = 90.0
 
 _HERE = Path(__file__).resolve().parent
-_CACHE = _HERE.parents[1] / ".parts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +42,13 @@ class ContainerEngine:
 
     def podman(self, *arguments: str) -> str:
         """Run one podman command and return its standard output."""
-        return _run("podman", *arguments, environment=self.environment)
+        return run("podman", *arguments, environment=self.environment)
 
     def build(self, context: Path, tag: str, *, mounts: Collection[str] = (), **build_arguments: str) -> str:
         """Build `context`'s Dockerfile, without a container runtime, and return `tag`. `mounts` are `HOST:CONTAINER:ro`."""
         options = [option for name, value in build_arguments.items() for option in ("--build-arg", f"{name}={value}")]
         options += [option for mount in mounts for option in ("--volume", mount)]
-        _run("buildah", "bud", "--isolation", "chroot", "--tag", tag, *options, str(context), environment=self.environment)
+        run("buildah", "bud", "--isolation", "chroot", "--tag", tag, *options, str(context), environment=self.environment)
         return tag
 
 
@@ -95,7 +91,7 @@ def container_engine() -> Iterator[ContainerEngine]:
 @pytest.fixture(scope="session")
 def debian_image(container_engine: ContainerEngine) -> str:
     """The name of a minimal Debian image. The test that first asks for it needs a timeout above BUILD_DEADLINE_S."""
-    container_engine.podman("import", str(_debian_rootfs()), DEBIAN_IMAGE)
+    container_engine.podman("import", str(debian_rootfs()), DEBIAN_IMAGE)
     return DEBIAN_IMAGE
 
 
@@ -161,26 +157,6 @@ def _answers(url: str) -> bool:
         client.close()
 
 
-def _debian_rootfs() -> Path:
-    """The base image's file system as a tar, made when `.parts` does not have it; other processes wait meanwhile."""
-    _CACHE.mkdir(exist_ok=True)
-    tar = _CACHE / "debian-rootfs.tar"
-    with (_CACHE / "debian-rootfs.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not tar.exists():
-            with short_directory("bd-rootfs-") as directory:
-                _bootstrap(directory / "root", directory / "root.tar", clean_environment(directory, **_proxies()))
-                # Renamed only when complete, and within one file system: a half-made cache would fail every later run.
-                unfinished = shutil.move(directory / "root.tar", tar.with_suffix(".unfinished"))
-                Path(unfinished).rename(tar)
-    return tar
-
-
-def _bootstrap(root: Path, tar: Path, environment: Mapping[str, str]) -> None:
-    _run("debootstrap", "--variant=minbase", SUITE, str(root), debian_mirror(SUITE), environment=environment)
-    _run("tar", "--numeric-owner", "-C", str(root), "-cf", str(tar), ".", environment=environment)
-
-
 def _environment(directory: Path) -> dict[str, str]:
     """Write podman's configuration; return the variables that point to it."""
     containers, storage = directory / "containers.conf", directory / "storage.conf"
@@ -193,12 +169,12 @@ def _environment(directory: Path) -> dict[str, str]:
         "[network]\n"
         f'network_config_dir = "{directory}/networks"\n'
     )
-    environment = clean_environment(directory, **_proxies())
+    environment = clean_environment(directory, **proxies())
     environment |= {"CONTAINERS_CONF": str(containers), "CONTAINERS_STORAGE_CONF": str(storage)}
     for driver in ("overlay", "vfs"):  # overlay needs a file system below it that is not itself one
         storage.write_text(f'[storage]\ndriver = "{driver}"\ngraphroot = "{directory}/storage"\nrunroot = "{directory}/run"\n')
         try:
-            _run("podman", "info", environment=environment)
+            run("podman", "info", environment=environment)
         except PartFailedError:
             if driver == "vfs":
                 raise
@@ -207,25 +183,3 @@ def _environment(directory: Path) -> dict[str, str]:
         else:
             break
     return environment
-
-
-def _proxies() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.lower() in {"http_proxy", "https_proxy", "no_proxy"}}
-
-
-def _run(*argv: str, environment: Mapping[str, str]) -> str:
-    done = subprocess.run(
-        argv,
-        cwd="/",
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=BUILD_DEADLINE_S,
-        check=False,
-    )
-    if done.returncode != 0:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-25:])
-        raise PartFailedError(f"{argv[0]} {argv[1]} ended with code {done.returncode}; its output ends:\n{tail}")
-    return done.stdout
