@@ -176,6 +176,11 @@ class Scene:
         trail = open_trail_store(f"sqlite:///{self.clinic.trail}")
         return [parse(stored.data) for stored in trail.read(start)]
 
+    def recorded(self) -> int:
+        """How many records the trail has: the number of its last."""
+        head = open_trail_store(f"sqlite:///{self.clinic.trail}").head()
+        return 0 if head is None else head.seq
+
     def service(self) -> Service:
         """What the configuration wires, in this process."""
         return Service(load(self.clinic.config), actor({}, Via.CLI), {})
@@ -185,7 +190,7 @@ class Scene:
     def kill_backupd(self, moment: Moment) -> bool:
         """SIGKILL for backupd at a moment, and all that is due after it. Returns whether it leaves an orphan in the trail."""
         for attempt in range(TRIES):
-            before, start = len(self.records()), time.monotonic()
+            before, start = self.recorded(), time.monotonic()
             with self.running() as process:
                 probe = moment(self, process, SOONER**attempt)
                 left = stop_and_list(process) if wait_for(probe, process) else None
@@ -212,7 +217,7 @@ class Scene:
         """SIGKILL for the pg_dump or the gpg of a run at a random moment of its life: the run fails, and says so."""
         part = rng.random()
         for attempt in range(TRIES):
-            before = len(self.records())
+            before = self.recorded()
             with self.running() as process:
                 victim = wait_for(lambda: child(process, program), process)
                 assert victim is not None
@@ -310,8 +315,8 @@ def at_random(rng: random.Random) -> Moment:
 
 def at_intent(scene: Scene, process: subprocess.Popen[bytes], factor: float) -> Callable[[], bool]:
     """Once the trail says what is to be done."""
-    known = len(scene.records())
-    return lambda: len(scene.records(known + 1)) > 0
+    known = scene.recorded()
+    return lambda: scene.recorded() > known
 
 
 def at_dump(scene: Scene, process: subprocess.Popen[bytes], factor: float) -> Callable[[], bool]:
