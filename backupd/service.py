@@ -26,7 +26,6 @@ from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, S
 from backupd.manifest import Level, Manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
-from backupd.openpgp.home import KEY_FILE_BYTES
 from backupd.openpgp.keys import PublicKey
 from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret, printable
@@ -55,17 +54,6 @@ def actor(environ: Mapping[str, str], via: Via, operator: str | None = None, rea
     except (KeyError, OSError):  # an account without a name, as in some containers
         user = f"uid {os.geteuid()}"
     return Actor(user, socket.gethostname(), via, operator or environ.get("SUDO_USER"), reason)
-
-
-def public_key(path: Path, home: Home) -> PublicKey:
-    """The public key in a file, looked at in `home`. Raises ConfigError: it cannot be read; KeyUnusable: it holds none."""
-    try:
-        data = path.read_bytes() if path.stat().st_size <= KEY_FILE_BYTES else b""
-    except OSError as error:
-        raise ConfigError(
-            f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
-        ) from error
-    return keys.inspect(data, printable(str(path)), home=home)
 
 
 class Service:
@@ -98,19 +86,26 @@ class Service:
     @cached_property
     def store(self) -> Store:
         """Where backups are; nothing is asked of it yet."""
-        at = self.config.store
+        at, (s3_keys, login) = self.config.store, self._store_login
         return open_store(
             at.url,
             endpoint_url=at.endpoint_url,
             region=at.region,
             profile=at.profile,
-            keys=S3Keys(at.access_key_id, self.secret(at.secret_access_key))
-            if at.access_key_id and at.secret_access_key
-            else None,
-            login=AzureLogin(connection_string=self.secret(at.connection_string)) if at.connection_string else None,
+            keys=s3_keys,
+            login=login,
             checksum=at.checksum,
             lock=Lock(at.lock.mode, at.lock.days) if at.lock else None,
         )
+
+    @cached_property
+    def _store_login(self) -> tuple[S3Keys | None, AzureLogin | None]:
+        """The store's secrets, where it has any of its own."""
+        at = self.config.store
+        s3_keys = (
+            S3Keys(at.access_key_id, self.secret(at.secret_access_key)) if at.access_key_id and at.secret_access_key else None
+        )
+        return s3_keys, AzureLogin(connection_string=self.secret(at.connection_string)) if at.connection_string else None
 
     @cached_property
     def trail(self) -> Trail:
@@ -142,7 +137,7 @@ class Service:
     @cached_property
     def pinned(self) -> frozenset[str]:
         """The fingerprints whose signatures count."""
-        named = [public_key(path, self.home) for path in self.config.encryption.signers]
+        named = [keys.read(path, self.home) for path in self.config.encryption.signers]
         for key in named:
             self.home.import_public(key.data)
         if named:
@@ -156,7 +151,7 @@ class Service:
     @cached_property
     def recipients(self) -> tuple[PublicKey, ...]:
         """The public keys that backups are sealed to."""
-        found = tuple(public_key(path, self.home) for path in self.config.encryption.recipients)
+        found = tuple(keys.read(path, self.home) for path in self.config.encryption.recipients)
         if len({key.fingerprint for key in found}) != len(found):
             raise ConfigError("two of the recipients are the same key", "name the keys of operations and of an offline escrow")
         return found
@@ -255,6 +250,7 @@ class Service:
         with self.recorded(Operation.BACKUP, name):
             self._keep_apart(name)
             source, sealing = self.protected(name), self.sealing()
+            self._store_login  # noqa: B018  fetched before anything begins: the store is opened when pg_dump runs
         return back_up(source, lambda: self.catalog, sealing, self.trail, progress)
 
     def entry(self, name: str, backup_id: str | None = None) -> Entry:
@@ -315,7 +311,7 @@ class Service:
             config=self.config,
             custodian=self.custodian,
             identities=self.identities,
-            public_key=lambda path: public_key(path, self.home),
+            public_key=lambda path: keys.read(path, self.home),
             home=lambda: self.home,
             signer=lambda: self.signer,
             store=lambda: self.store,

@@ -213,10 +213,10 @@ def _configured(session: Session) -> Iterator[Seen]:
 
 
 def _look(where: str, path: Path, purpose: Purpose | None, home: Home) -> Seen:
-    from backupd.service import public_key
+    from backupd.openpgp import keys as openpgp_keys
 
     try:
-        return _judge(where, public_key(path, home), purpose)
+        return _judge(where, openpgp_keys.read(path, home), purpose)
     except ConfigError as error:
         return _unusable(where, purpose, error)
 

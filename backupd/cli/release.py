@@ -188,16 +188,16 @@ def released_by(service: Service, operation: Operation, source: str, files: Rele
 
 
 def _prove(data: bytes, home: Home, signers: tuple[Path, ...], code: str | None) -> Proved:
+    from backupd.openpgp import keys
     from backupd.release import prove
     from backupd.release.request import code_of
-    from backupd.service import public_key
 
     if code is not None and code.strip().lower().replace("-", "") != code_of(data).replace("-", ""):
         raise Refused(
             f"the request has the code {code_of(data)}, not the one that was told",
             "it is not the request that was made: ask back",
         )
-    return prove(data, home, frozenset(home.import_public(public_key(path, home).data) for path in signers))
+    return prove(data, home, frozenset(home.import_public(keys.read(path, home).data) for path in signers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Literal
 
-from backupd.errors import KeyUnusable
-from backupd.openpgp.home import FINGERPRINT, Home, Record, names
+from backupd.errors import ConfigError, KeyUnusable
+from backupd.openpgp.home import FINGERPRINT, KEY_FILE_BYTES, Home, Record, names
 from backupd.redact import Secret, printable
 
 Purpose = Literal["encrypt", "sign"]
@@ -112,6 +113,17 @@ def inspect(data: bytes, where: str, *, home: Home | None = None) -> PublicKey:
             return _public_key(private.show(data), data)
     except KeyUnusable as error:
         raise KeyUnusable(f"{where}: {error.message}", error.hint) from error
+
+
+def read(path: Path, home: Home) -> PublicKey:
+    """The public key in a file, looked at in `home`. Raises ConfigError: it cannot be read; KeyUnusable: it holds none."""
+    try:
+        data = path.read_bytes() if path.stat().st_size <= KEY_FILE_BYTES else b""
+    except OSError as error:
+        raise ConfigError(
+            f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"
+        ) from error
+    return inspect(data, printable(str(path)), home=home)
 
 
 def problems(key: PublicKey, now: datetime, *, purpose: Purpose, warn_days: int = WARN_DAYS) -> list[Problem]:

@@ -31,6 +31,14 @@ def explained(done: Completed, code: int, message: str) -> None:
     assert (done.code, done.stdout) == (code, "")
 
 
+def read_only(server: S3Server) -> str:
+    """The table [store] of a bucket that its credentials, whose secret is in `custody/s3`, may only read."""
+    return (
+        f'[store]\nurl = "s3://{server.new_bucket()}/prod"\nendpoint_url = "{server.endpoint}"\nregion = "us-east-1"\n'
+        f'access_key_id = "{server.reader.access_key}"\nsecret_access_key = {{ file = "custody/s3" }}\n'
+    )
+
+
 def expired_key() -> bytes:
     """A public key that lived for one day of the year 2020."""
     clock = ("--faked-system-time", "20200101T120000!")
@@ -155,11 +163,15 @@ def test_a_store_that_is_a_file(clinic: Installation, tmp_path: Path) -> None:
 def test_a_store_that_only_lets_us_read(clinic: Installation, s3_server: S3Server) -> None:
     """Credentials without the right to write."""
     keep(clinic.custody / "s3", clinic.secrets.planted.register(s3_server.reader.secret_key, "S3 key").encode())
-    store = (
-        f'[store]\nurl = "s3://{s3_server.new_bucket()}/prod"\nendpoint_url = "{s3_server.endpoint}"\nregion = "us-east-1"\n'
-        f'access_key_id = "{s3_server.reader.access_key}"\nsecret_access_key = {{ file = "custody/s3" }}\n'
-    )
-    refused(clinic, clinic.run("backup", config=clinic.configure("reader.toml", store=store)), 1, "s3://")
+    config = clinic.configure("reader.toml", store=read_only(s3_server))
+    refused(clinic, clinic.run("backup", config=config), 1, "s3://")
+
+
+def test_a_store_whose_secret_cannot_be_had_stops_a_backup_before_it_begins(clinic: Installation, s3_server: S3Server) -> None:
+    """The store is opened when pg_dump runs, and its secret fetched before: no orphan, and no snapshot was held for nothing."""
+    config = clinic.configure("secretless.toml", store=read_only(s3_server))
+    refused(clinic, clinic.run("backup", config=config), 3, "custody/s3")
+    assert "intent" not in {record["phase"] for record in clinic.records()}
 
 
 def test_a_trail_that_cannot_be_written_stops_everything(clinic: Installation) -> None:
