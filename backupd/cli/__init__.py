@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     finally:
         interrupts.over = True
         code = _settle(arguments) or code
+    gc.freeze()  # or the interpreter would look through all that was loaded, for what to throw away before it ends
     sys.exit(code)
 
 
