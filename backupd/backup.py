@@ -49,7 +49,7 @@ from backupd.postgres.clients import Clients
 from backupd.postgres.dsn import Dsn
 from backupd.postgres.snapshot import Snapshot
 from backupd.redact import printable
-from backupd.transfer import Progress, Sent
+from backupd.transfer import Progress, Sent, Stream
 
 log = logs.get(__name__)
 
@@ -214,7 +214,7 @@ class _Making:
         with (
             self._sealed(dumping) as database,
             self._globals() as globals_,
-            ThreadPoolExecutor(2, thread_name_prefix="beside") as beside,
+            ThreadPoolExecutor(3, thread_name_prefix="beside") as beside,
         ):
             others: list[Future[None]] = []
 
@@ -223,16 +223,18 @@ class _Making:
                 others[-1].add_done_callback(lambda done: database.kill() if done.exception() else None)
 
             start(self._expect, database)
+            sealed = transfer.Ahead(database, beside)
             try:
                 self._prepare()
                 if globals_ is not None:
-                    start(partial(self._send, Kind.GLOBALS, expected=0), globals_)
-                self._send(Kind.DATABASE, database, expected=self.held.server.database_size)
+                    start(lambda pipeline: self._send(Kind.GLOBALS, pipeline, pipeline, expected=0), globals_)
+                self._send(Kind.DATABASE, sealed, database, expected=self.held.server.database_size)
                 for each in others:
                     each.result(self.source.deadline_s)
             except BaseException:
                 reason = next((each.exception() for each in others if each.done() and each.exception() is not None), None)
-                self.held.cut()  # or the thread would read on from a source that is of no use to us now
+                self.held.cut()  # or the threads would read on from a source that is of no use to us now
+                database.kill()
                 if globals_ is not None:
                     globals_.kill()
                 if reason is not None:
@@ -255,11 +257,11 @@ class _Making:
         with self._sealed(dumped.command) as pipeline:
             yield pipeline
 
-    def _send(self, kind: Kind, pipeline: Pipeline, *, expected: int) -> None:
+    def _send(self, kind: Kind, sealed: Stream, pipeline: Pipeline, *, expected: int) -> None:
         name = ARTIFACTS[kind]
         where = name_of(self.source.name, self.backup_id, name)
         store, concurrency = self.catalog.store, self.source.concurrency
-        sent = transfer.send(pipeline, store, where, expected=expected, concurrency=concurrency, progress=self.progress)
+        sent = transfer.send(sealed, store, where, expected=expected, concurrency=concurrency, progress=self.progress)
         self.sent[kind] = sent
         try:
             pipeline.finish()

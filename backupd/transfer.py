@@ -1,15 +1,17 @@
 """Sealed bytes on their way between a pipe and a store, a part at a time, in either direction.
 
 Owns part sizes, the digests of what crosses and the few buffers it crosses in: memory is part size times (concurrency + 1),
-whatever the length of the stream. Sees ciphertext only, and hands on no byte of a part whose digest is not the expected one.
+and at first what was read ahead, whatever the length of the stream. Sees ciphertext only, and hands on no byte of a part whose
+digest is not the expected one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +22,7 @@ from backupd.stores import Limits, Store, Upload
 MIB = 1 << 20
 HEAD = 64 << 10  # bytes: what tells to whom a stream is sealed
 SMALLEST = 8 * MIB  # a request's cost is small beside it, and three of them do not weigh
+AHEAD = 16  # MiB that are read before there is a store to send them to: what a core seals while another loads an SDK
 
 Progress = Callable[[int], None]  # called with the number of further bytes that have crossed
 
@@ -28,6 +31,42 @@ class Stream(Protocol):
     """Where sealed bytes come from; `pipeline.Pipeline` is one."""
 
     def read_into(self, buffer: memoryview) -> int: ...
+
+
+class Ahead:
+    """A stream that is read from now on, though nobody takes it yet: a piece at a time, until `AHEAD` of them wait.
+
+    A thread of `beside` reads, and ends with the first `read_into`. Whoever never calls that ends the stream.
+    """
+
+    def __init__(self, stream: Stream, beside: Executor) -> None:
+        self._stream = stream
+        self._taken = threading.Event()
+        self._reading = beside.submit(self._read)
+
+    def _read(self) -> deque[memoryview]:
+        pieces: deque[memoryview] = deque()
+        while not self._taken.is_set() and len(pieces) < AHEAD:
+            piece = memoryview(bytearray(MIB))
+            count = self._stream.read_into(piece)
+            pieces.append(piece[:count])
+            if count < MIB:
+                break
+        return pieces
+
+    def read_into(self, buffer: memoryview) -> int:
+        """As the stream's own, whose errors it raises."""
+        self._taken.set()
+        pieces, filled = self._reading.result(), 0
+        while pieces and filled < len(buffer):
+            count = min(len(pieces[0]), len(buffer) - filled)
+            buffer[filled : filled + count] = pieces[0][:count]
+            filled += count
+            if count < len(pieces[0]):
+                pieces[0] = pieces[0][count:]
+            else:
+                pieces.popleft()
+        return filled + (self._stream.read_into(buffer[filled:]) if filled < len(buffer) else 0)
 
 
 @dataclass(frozen=True, slots=True)

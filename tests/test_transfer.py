@@ -2,16 +2,21 @@
 
 import hashlib
 import io
+import itertools
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backupd.errors import StoreError, StoreUnavailable, Tampered
 from backupd.manifest import Artifact, Kind
 from backupd.stores import Limits, Store, Upload, open_store
-from backupd.transfer import MIB, Sent, fetch, part_sizes, send
+from backupd.transfer import AHEAD, MIB, Ahead, Sent, fetch, part_sizes, send
 from tests.stores.small_parts import SmallParts
 
 
@@ -183,3 +188,52 @@ def test_a_sent_upload_knows_its_head(store: Store) -> None:
     done: Sent = send(Given(b"head" + bytes(5000)), store, "s/b/a", expected=0)
     assert done.head.startswith(b"head")
     done.upload.abort()
+
+
+class Slow:
+    """A stream that says when it was read, and never ends."""
+
+    def __init__(self) -> None:
+        self.pieces = threading.Semaphore(0)
+        self.read = 0
+
+    def read_into(self, buffer: memoryview) -> int:
+        self.read += len(buffer)
+        self.pieces.release()
+        return len(buffer)
+
+
+class TestAhead:
+    """A stream that is read before anybody takes it."""
+
+    @given(length=st.integers(0, 3 * MIB), sizes=st.lists(st.integers(1, MIB + 1), min_size=1, max_size=5))
+    @settings(max_examples=30)
+    def test_it_gives_what_the_stream_gives(self, length: int, sizes: list[int]) -> None:
+        data = random.Random(length).randbytes(length)
+        taken = bytearray()
+        with ThreadPoolExecutor(1) as beside:
+            ahead = Ahead(Given(data), beside)
+            for size in itertools.cycle(sizes):
+                buffer = bytearray(size)
+                count = ahead.read_into(memoryview(buffer))
+                taken += buffer[:count]
+                if count < size:  # only the end of a stream fills a buffer in part
+                    break
+        assert taken == data
+
+    def test_it_reads_before_it_is_asked_and_no_more_than_its_fill(self) -> None:
+        slow = Slow()
+        with ThreadPoolExecutor(1) as beside:
+            ahead = Ahead(slow, beside)
+            for _ in range(AHEAD):
+                assert slow.pieces.acquire(timeout=60)
+            beside.submit(lambda: None).result(60)  # its thread is free again
+            assert slow.read == AHEAD * MIB
+            assert ahead.read_into(memoryview(bytearray(2 * MIB))) == 2 * MIB
+            assert slow.read == AHEAD * MIB
+
+    def test_an_error_of_the_stream_is_raised_to_who_takes_it(self) -> None:
+        with ThreadPoolExecutor(1) as beside:
+            ahead = Ahead(Given(bytes(MIB), fail_at=MIB), beside)
+            with pytest.raises(ConnectionError, match="died"):
+                ahead.read_into(memoryview(bytearray(10)))
