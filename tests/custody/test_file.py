@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from backupd.custody import SecretRef, file_of, open_custodian
-from backupd.custody import file as files
 from backupd.custody.file import LARGEST, PrivateFile
 from backupd.errors import Busy, ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
@@ -104,8 +103,7 @@ def test_a_file_whose_directory_takes_nothing_stays_as_it_is(tmp_path: Path) -> 
     assert (directory / "key").read_text() == "value"
 
 
-def test_a_file_whose_lock_somebody_keeps_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "LOCK_WAIT_S", 0.1)
+def test_a_file_whose_lock_somebody_keeps_is_given_up(path: Path) -> None:
     keep(path)
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_SH)

@@ -16,7 +16,7 @@ DEADLINE_S = 120.0
 HOME = "/dev/shm/backupd-gpg-"
 WORK = {"pg_dump": ("--snapshot=", "--globals-only"), "gpg": ("--encrypt",)}  # an argument that tells it from short calls
 
-_POLL_S = 0.006  # shorter than any stage of a run; a probe costs as much as it looks for, and takes it from who is watched
+_POLL_S = 0.006  # not less: what a probe costs, it takes from who is watched
 
 T = TypeVar("T")
 

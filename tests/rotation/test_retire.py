@@ -264,10 +264,7 @@ def test_one_column_of_two_sources_is_one(rotated: Clinic, pairs: Pairs) -> None
     assert turn(rotated, pairs, also=(also,)).applied
 
 
-def test_a_write_under_the_key_that_is_not_committed_keeps_it(
-    rotated: Clinic, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(column_state, "WRITERS_WAIT_S", 0.2)
+def test_a_write_under_the_key_that_is_not_committed_keeps_it(rotated: Clinic, pairs: Pairs) -> None:
     old = Keyring(FIRST, {FIRST: rotated.keyring.key(FIRST)})
     value = AesGcm(old).encrypt(rotated.cell(1), Secret(seed(1)))
     with psycopg.connect(rotated.database.dsn) as connection:
@@ -302,11 +299,8 @@ def test_a_write_that_ends_in_time_is_waited_for(rotated: Clinic, pairs: Pairs, 
     assert len([each for each in seen if each]) == 1
 
 
-def test_nothing_is_retired_while_another_run_is_at_work(
-    rotated: Clinic, pairs: Pairs, recovery: SecretColumn, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_retired_while_another_run_is_at_work(rotated: Clinic, pairs: Pairs, recovery: SecretColumn) -> None:
     """On any column with the keyring: it may have fetched the keyring already."""
-    monkeypatch.setattr(column_rows, "RUN_WAIT_S", 0.05)
     with closing(column_rows.connect(rotated.writer)) as connection:
         table = column_rows.find(connection, "users", "id")
         with column_rows.exclusive(connection, table, "recovery"), pytest.raises(Busy, match="another run"):

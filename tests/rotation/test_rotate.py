@@ -280,8 +280,7 @@ def test_rows_that_are_locked_for_each_other_deadlock_nobody(due: Clinic) -> Non
     assert due.opened() == EVERYONE
 
 
-def test_two_rotations_of_one_column_do_not_run_at_once(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(column_rows, "RUN_WAIT_S", 0.05)
+def test_two_rotations_of_one_column_do_not_run_at_once(due: Clinic) -> None:
     with closing(column_rows.connect(due.writer)) as connection:
         table = column_rows.find(connection, "users", "id")
         with column_rows.exclusive(connection, table, "totp_sealed"), pytest.raises(Busy, match="another run"):

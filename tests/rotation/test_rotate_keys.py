@@ -287,12 +287,9 @@ def test_a_run_that_waited_for_its_turn_works_with_the_keyring_of_then(sealed: C
 
 
 @pytest.mark.parametrize("stage", [Stage.ADD, Stage.PROMOTE])
-def test_the_keyring_is_not_changed_while_another_run_is_at_work(
-    sealed: Clinic, monkeypatch: pytest.MonkeyPatch, stage: Stage
-) -> None:
+def test_the_keyring_is_not_changed_while_another_run_is_at_work(sealed: Clinic, stage: Stage) -> None:
     put(sealed, sealed.keyring.joined(Keyring.generate("2026-2")))
     before = sealed.keyring
-    monkeypatch.setattr(column_rows, "RUN_WAIT_S", 0.05)
     wanted = "2026-2" if stage is Stage.PROMOTE else NEW
     with closing(column_rows.connect(sealed.writer)) as connection:
         table = column_rows.find(connection, "users", "id")
