@@ -195,8 +195,7 @@ def test_a_home_that_cannot_be_removed_is_not_closed(memory: Path, monkeypatch: 
     assert not home.path.exists()
 
 
-def test_an_agent_that_is_stuck_is_ended_and_waited_for_only_so_long(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "END_TIMEOUT_S", 1.0)
+def test_an_agent_that_is_stuck_is_ended_and_waited_for_only_so_long(memory: Path) -> None:
     pair = keys.generate("Stuck", purpose="encrypt", expires_days=None)
     home = Home(directory=memory)
     home.import_secret(pair.secret)
@@ -204,7 +203,7 @@ def test_an_agent_that_is_stuck_is_ended_and_waited_for_only_so_long(memory: Pat
     os.kill(pid, signal.SIGSTOP)
     before = time.monotonic()
     home.close()
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 3 * agent.END_TIMEOUT_S
     assert not home.path.exists()
     assert agent.running(home.path) == []
 

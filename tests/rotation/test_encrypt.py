@@ -16,7 +16,7 @@ from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError, ConfigError, Refused, SecretChanged, SecretUnavailable, SourceDenied, SourceError
-from backupd.postgres import column_change, column_rows
+from backupd.postgres import column_rows
 from backupd.postgres.session import Connection
 from backupd.redact import Secret
 from backupd.rotation import Pace, Report, RowsLeft
@@ -179,10 +179,8 @@ def test_the_owner_is_told_of_a_last_statement_that_loses_nothing(ready: Clinic)
     assert ready.opened() == EVERYONE
 
 
-def test_a_last_stage_that_gets_no_lock_leaves_everything_as_it_was(ready: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_last_stage_that_gets_no_lock_leaves_everything_as_it_was(ready: Clinic) -> None:
     turn(ready, Stage.ROWS)
-    monkeypatch.setattr(column_rows, "LOCK_TIMEOUT_S", 0.01)
-    monkeypatch.setattr(column_change, "_PAUSE_S", 0.001)
     with psycopg.connect(ready.database.dsn) as connection:
         connection.execute("SELECT FROM users LIMIT 1")
         with pytest.raises(BackupdError, match="was locked at each of 10 tries"):
@@ -247,9 +245,7 @@ def test_a_former_column_that_is_not_there_is_asked_about_where_values_are_encry
     assert "totp_secret" in columns_of(ready)
 
 
-def test_a_table_that_stays_locked_is_given_up(owned: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(column_rows, "LOCK_TIMEOUT_S", 0.01)
-    monkeypatch.setattr(column_change, "_PAUSE_S", 0.001)
+def test_a_table_that_stays_locked_is_given_up(owned: Clinic) -> None:
     with psycopg.connect(owned.database.dsn) as connection:
         connection.execute("SELECT FROM users LIMIT 1")
         with pytest.raises(BackupdError, match="was locked at each of 10 tries"):

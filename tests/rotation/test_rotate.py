@@ -251,8 +251,7 @@ def test_a_locked_row_keeps_no_other_waiting_and_is_told(due: Clinic) -> None:
     assert due.opened() == EVERYONE
 
 
-def test_a_locked_table_ends_the_run_with_nothing_lost(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(column_rows, "LOCK_TIMEOUT_S", 0.02)
+def test_a_locked_table_ends_the_run_with_nothing_lost(due: Clinic) -> None:
     with locking(due, "LOCK TABLE users IN SHARE MODE"), pytest.raises(SourceError, match="lock timeout") as caught:
         turn(due, Stage.ROWS)
     assert "someone holds a lock" in str(caught.value.hint)
