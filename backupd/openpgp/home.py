@@ -157,7 +157,7 @@ class Home:
         Raises KeyUnusable; ProcessFailed, when gpg was not started or did not come to its own end.
         """
         if len(key) > KEY_FILE_BYTES:
-            raise KeyUnusable(f"a key file of {len(key)} bytes", f"a key file may hold {KEY_FILE_BYTES} bytes")
+            raise KeyUnusable("a key file of more than 1 MiB", "a key has some KiB: is this the right file?")
         # A key whose creation lies in the future has no valid self-signature yet, and would show no capability.
         clock = ("--ignore-time-conflict", "--ignore-valid-from")
         try:

@@ -118,7 +118,8 @@ def inspect(data: bytes, where: str, *, home: Home | None = None) -> PublicKey:
 def read(path: Path, home: Home) -> PublicKey:
     """The public key in a file, looked at in `home`. Raises ConfigError: it cannot be read; KeyUnusable: it holds none."""
     try:
-        data = path.read_bytes() if path.stat().st_size <= KEY_FILE_BYTES else b""
+        with path.open("rb") as file:
+            data = file.read(KEY_FILE_BYTES + 1)
     except OSError as error:
         raise ConfigError(
             f"the key {printable(str(path))} cannot be read: {error.strerror}", "check its path and mode"

@@ -140,9 +140,11 @@ def test_a_recipient_that_is_a_secret_key(clinic: Installation) -> None:
 
 
 def test_a_recipient_file_that_is_no_key(clinic: Installation) -> None:
-    """Nor is one that is not there."""
+    """Nor is one that is not there, or that is far too large for one."""
     (clinic.keys / "escrow.pub.asc").write_text("not a key\n")
     refused(clinic, clinic.run("backup"), 2, "not an OpenPGP key")
+    (clinic.keys / "escrow.pub.asc").write_bytes(bytes(2 << 20))
+    refused(clinic, clinic.run("backup"), 2, "escrow.pub.asc: a key file of more than 1 MiB")
     (clinic.keys / "escrow.pub.asc").unlink()
     refused(clinic, clinic.run("backup"), 2, "cannot be read: No such file or directory")
 
