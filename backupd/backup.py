@@ -223,12 +223,12 @@ class _Making:
                 others[-1].add_done_callback(lambda done: database.kill() if done.exception() else None)
 
             start(self._expect, database)
-            sealed = transfer.Ahead(database, beside)
+            ahead = transfer.Ahead(database, beside)
             try:
                 self._prepare()
                 if globals_ is not None:
-                    start(lambda pipeline: self._send(Kind.GLOBALS, pipeline, pipeline, expected=0), globals_)
-                self._send(Kind.DATABASE, sealed, database, expected=self.held.server.database_size)
+                    start(lambda pipeline: self._send(Kind.GLOBALS, pipeline), globals_)
+                self._send(Kind.DATABASE, database, ahead, expected=self.held.server.database_size)
                 for each in others:
                     each.result(self.source.deadline_s)
             except BaseException:
@@ -257,11 +257,14 @@ class _Making:
         with self._sealed(dumped.command) as pipeline:
             yield pipeline
 
-    def _send(self, kind: Kind, sealed: Stream, pipeline: Pipeline, *, expected: int) -> None:
+    def _send(self, kind: Kind, pipeline: Pipeline, ahead: Stream | None = None, *, expected: int = 0) -> None:
+        """Upload what the pipeline gives, or what `ahead` reads of it."""
         name = ARTIFACTS[kind]
         where = name_of(self.source.name, self.backup_id, name)
         store, concurrency = self.catalog.store, self.source.concurrency
-        sent = transfer.send(sealed, store, where, expected=expected, concurrency=concurrency, progress=self.progress)
+        sent = transfer.send(
+            ahead or pipeline, store, where, expected=expected, concurrency=concurrency, progress=self.progress
+        )
         self.sent[kind] = sent
         try:
             pipeline.finish()
