@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from backupd.errors import BackupdError
 from backupd.openpgp import Home, agent, keys
+from tests.parts.mounts import with_mounts
 
 # How many steps lie between two trials, and the signals.
 ENDINGS = {
@@ -183,16 +183,30 @@ except BackupdError as error:
     assert run(program).stdout.decode().splitlines() == ["cleared up", "it stays"]
 
 
-def test_a_home_that_cannot_be_removed_is_not_closed(memory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And may be closed again."""
-    home = Home(directory=memory)
-    with monkeypatch.context() as broken:
-        broken.setattr("shutil.rmtree", lambda *_, **__: None)
-        with pytest.raises(BackupdError, match="could not be removed"):
-            home.close()
-    assert home.path.exists()
+def test_a_home_that_cannot_be_removed_is_not_closed(memory: Path) -> None:
+    """And may be closed again. Something is mounted in it, which keeps it there."""
+    program = """
+import subprocess, sys
+from pathlib import Path
+from backupd.errors import BackupdError
+from backupd.openpgp import Home
+
+home = Home(directory=Path(sys.argv[1]))
+place = home.path / "mounted"
+place.mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "none", place], check=True)
+try:
     home.close()
-    assert not home.path.exists()
+except BackupdError as error:
+    print(error)
+print(home.path.exists())
+subprocess.run(["umount", place], check=True)
+home.close()
+print(home.path.exists())
+"""
+    refused, stays, left = with_mounts("", program, [str(memory)]).splitlines()
+    assert "could not be removed" in refused
+    assert (stays, left) == ("True", "False")
 
 
 def test_an_agent_that_is_stuck_is_ended_and_waited_for_only_so_long(memory: Path) -> None:

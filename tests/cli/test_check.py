@@ -7,6 +7,7 @@ import os
 import pwd
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,6 @@ from typing import Any, NoReturn
 import pytest
 
 from backupd import manifest as manifests
-from backupd.catalog import Catalog, Entry
 from backupd.check.host import account_of_drills
 from backupd.check.lines import State
 from backupd.config import load
@@ -26,6 +26,7 @@ from backupd.service import Service
 from tests.audit.examples import ACTOR
 from tests.installation import SOURCE, Completed, Installation, Secrets, installed, keep
 from tests.parts.postgres import PostgresServer
+from tests.parts.proxy import FaultProxy
 from tests.parts.s3 import S3Server
 
 
@@ -327,22 +328,24 @@ def test_a_drill_that_would_share_its_account_with_the_scratch_server_is_a_warni
 
 
 def test_the_store_is_listed_once_and_a_backup_made_meanwhile_is_not_missed(
-    clinic: Installation, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    postgres17: PostgresServer,
+    secrets: Secrets,
+    s3_server: S3Server,
+    make_proxy: Callable[..., FaultProxy],
 ) -> None:
     """Anybody may have put manifests there, and each of them is read when they are listed."""
-    clinic.back_up()
-    listings = 0
-    listed = Catalog.list
-
-    def list_and_wait(catalog: Catalog, source: str | None = None) -> list[Entry]:
-        nonlocal listings
-        listings += 1
-        found = listed(catalog, source)
-        clinic.back_up()
-        return found
-
-    monkeypatch.setattr(Catalog, "list", list_and_wait)
-    with Service(load(clinic.config), ACTOR, clinic.environment()) as service:
-        said = service.check()
-    assert listings == 1
-    assert [each.text for each in said if each.state is State.PROBLEM] == []
+    proxy = make_proxy("127.0.0.1", s3_server.port)
+    with installed(tmp_path, postgres17, secrets, s3_server) as clinic:
+        manifest = f"{clinic.back_up()}/manifest.asc"
+        slow = clinic.configure("slow.toml", store=clinic.tables["store"].replace(s3_server.endpoint, proxy.url))
+        proxy.stall_next(method="GET", path=manifest)
+        with ThreadPoolExecutor(1) as pool:
+            checking = pool.submit(clinic.run, "check", "--json", config=slow)
+            proxy.wait_until_stalled()
+            clinic.back_up()
+            proxy.release()
+            done = checking.result().ok()
+    assert lines(done, "problem") == []
+    assert "backups clinic: the trail and the store name the same backups" in lines(done, "ok")
+    assert proxy.count("GET", manifest) == 1

@@ -1,7 +1,7 @@
 """Secrets in files: what is used, and what is refused because others could read or write it."""
 
-import errno
 import fcntl
+import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from backupd.custody.file import LARGEST, PrivateFile
 from backupd.errors import Busy, ConfigError, CustodyError, SecretChanged, SecretUnavailable
 from backupd.redact import Secret
 from tests.custody.contract import KeeperContract, Place, TextPlaceContract
+from tests.parts.mounts import with_mounts
 
 
 @pytest.fixture
@@ -115,24 +116,42 @@ def test_a_file_whose_lock_somebody_keeps_is_given_up(path: Path) -> None:
     assert path.read_text() == "new"
 
 
+FULL = 'mount -t tmpfs -o size=8k none "$1"; echo -n value >"$1/secret"; head -c 4096 /dev/zero >"$1/filling"'
+READ_ONLY = 'mount -t tmpfs none "$1"; echo -n value >"$1/secret"; chmod 600 "$1/secret"; mount -o remount,ro "$1"'
+MOUNTED = 'echo -n value >"$1/secret"; mount --bind "$1/secret" "$1/secret"'
+REPLACE = """
+import json, os, sys
+from pathlib import Path
+from backupd.custody.file import PrivateFile
+from backupd.errors import CustodyError
+from backupd.redact import Secret
+
+path = Path(sys.argv[1], "secret")
+before = sorted(os.listdir(path.parent))
+try:
+    PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
+except CustodyError as error:
+    assert sorted(os.listdir(path.parent)) == before
+    print(json.dumps([error.message, error.hint, path.read_text()]))
+"""
+
+
 @pytest.mark.parametrize(
-    ("number", "said"),
-    [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EBUSY, "mount its directory"), (errno.EPERM, "the owner")],
+    ("made", "why", "what_to_do"),
+    [
+        (FULL, "No space left on device", "make room"),
+        (READ_ONLY, "Read-only file system", "read-only"),
+        (MOUNTED, "Device or resource busy", "mount its directory"),
+    ],
+    ids=["a full disk", "a read-only one", "a file that is a mount itself"],
 )
 def test_what_keeps_a_file_from_being_replaced_is_told_with_what_to_do(
-    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str
+    tmp_path: Path, made: str, why: str, what_to_do: str
 ) -> None:
-    def refused(descriptor: int, data: bytes) -> int:
-        raise OSError(number, os.strerror(number))
-
-    keep(path)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", refused)
-        with pytest.raises(CustodyError, match="cannot be replaced") as caught:
-            PrivateFile(str(path)).replace(Secret("new"), Secret("value"))
-    assert said in str(caught.value.hint)
-    assert [each.name for each in path.parent.iterdir()] == [path.name]
-    assert path.read_text() == "value"
+    message, hint, value = json.loads(with_mounts(f"umask 077; {made}", REPLACE, [str(tmp_path)]))
+    assert message.endswith(f"cannot be replaced: {why}")
+    assert what_to_do in hint
+    assert value == "value"
 
 
 def test_of_many_writers_that_saw_the_same_value_one_wins(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -16,14 +15,13 @@ from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
 from backupd.errors import BackupdError, ConfigError, Refused, SecretChanged, SecretUnavailable, SourceDenied, SourceError
-from backupd.postgres import column_rows
-from backupd.postgres.session import Connection
 from backupd.redact import Secret
 from backupd.rotation import Pace, Report, RowsLeft
 from backupd.rotation.encrypt import BothFilled, Stage, encrypt, plan
 from tests.installation import keep
 from tests.parts.postgres import Database
 from tests.rotation.clinic import FIRST, USERS, Clinic, clinic, grant_ownership, seed
+from tests.rotation.meanwhile import beside, in_the_midst, seen, waiting
 
 PACE = Pace(batch=4, stall_s=0.0)
 EVERYONE = {number: seed(number) for number in range(1, USERS + 1)}
@@ -129,26 +127,22 @@ def test_nothing_is_dropped_that_holds_a_value(ready: Clinic) -> None:
     assert ready.opened() == EVERYONE | {3: seed(3, 1)}
 
 
-def test_what_an_old_version_writes_during_the_last_stage_is_taken_and_kept(
-    ready: Clinic, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_an_old_version_writes_during_the_last_stage_is_taken_and_kept(ready: Clinic) -> None:
     """It meets no constraint of ours, whose refusal would put the row, and so the secret, into the server's log."""
     turn(ready, Stage.ROWS)
-    real = psycopg.Connection.execute
     log = ready.database.server.log
     before = log.stat().st_size
-    with ready.database.connect() as application:
+    with psycopg.connect(ready.database.dsn) as application, ready.database.connect() as observer:
+        application.execute("UPDATE users SET totp_secret = %s, totp_sealed = NULL WHERE id = 3", (seed(3, 1),))
 
-        def execute(self: Connection, query: Any, params: Any = None, **more: Any) -> Any:
-            done = real(self, query, params, **more)
-            if self.info.user == ready.role and '"totp_secret"' in psycopg.sql.SQL("{}").format(query).as_string(self):
-                real(application, "UPDATE users SET totp_secret = %s, totp_sealed = NULL WHERE id = 3", (seed(3, 1),))
-            return done
+        def commit() -> None:  # the values were counted by then, and this one was not among them
+            try:
+                seen(observer, waiting("relation", "relation = 'users'::regclass AND mode = 'AccessExclusiveLock'"))
+            finally:
+                application.commit()
 
-        monkeypatch.setattr(psycopg.Connection, "execute", execute)
-        with pytest.raises(Refused, match="still holds values"):
+        with beside(commit), pytest.raises(Refused, match="still holds values"):
             turn(ready, Stage.FINISH)
-        monkeypatch.undo()
     assert ready.database.execute("SELECT totp_secret FROM users WHERE id = 3") == [(seed(3, 1),)]
     assert ready.database.execute("SELECT FROM pg_constraint WHERE conrelid = 'users'::regclass AND contype = 'c'") == []
     assert seed(3, 1).encode() not in log.read_bytes()[before:]
@@ -351,19 +345,12 @@ def test_secrets_in_clear_do_not_stand_in_the_server_s_log(ready: Clinic) -> Non
     assert not any(secret.encode() in logged for secret in EVERYONE.values())
 
 
-def test_an_enrolment_in_between_wins(ready: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_enrolment_in_between_wins(ready: Clinic) -> None:
     """The application's new version writes to the new column alone, after the batch was read."""
-    real, happened = column_rows.swap, list[bool]()
-
-    def swap(*arguments: object) -> column_rows.Swapped:
-        if not happened:
-            happened.append(True)
-            value = ready.seal(2, seed(2, 1))
-            ready.database.execute("UPDATE users SET totp_sealed = %s, totp_secret = NULL WHERE id = 2", (value,))
-        return real(*arguments)  # type: ignore[arg-type]  # passed through as they came
-
-    monkeypatch.setattr(column_rows, "swap", swap)
-    assert turn(ready, Stage.ROWS).figures == {"rows_moved": USERS - 1, "overtaken": 1}
+    enrolled = ("UPDATE users SET totp_sealed = %s, totp_secret = NULL WHERE id = 2", (ready.seal(2, seed(2, 1)),))
+    with in_the_midst(ready.database, 1, *enrolled):
+        report = turn(ready, Stage.ROWS)
+    assert report.figures == {"rows_moved": USERS - 1, "overtaken": 1}
     assert ready.opened() == EVERYONE | {2: seed(2, 1)}
 
 

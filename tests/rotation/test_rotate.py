@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
 
 import psycopg
 import pytest
@@ -29,11 +29,12 @@ from backupd.errors import (
     SourceUnreachable,
 )
 from backupd.postgres import column_rows
-from backupd.postgres.session import Connection, translated
+from backupd.postgres.session import translated
 from backupd.redact import Secret
 from backupd.rotation import Pace, Report, RowsLeft
 from backupd.rotation.rotate import Stage, plan, rotate
 from tests.rotation.clinic import FIRST, USERS, Clinic, seed
+from tests.rotation.meanwhile import in_the_midst
 
 NEW = "2027-1"
 PACE = Pace(batch=4, stall_s=0.0)
@@ -138,30 +139,12 @@ def test_a_run_that_is_broken_off_between_batches_goes_on_where_it_was(due: Clin
     assert due.opened() == EVERYONE
 
 
-class Meanwhile:
-    """Something that happens once, after a batch was read and before it is written; the probe of the rights is no batch."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, clinic: Clinic, statement: str, parameters: tuple[object, ...]) -> None:
-        self.swap = column_rows.swap
-        self.happened = False
-        self.clinic, self.statement, self.parameters = clinic, statement, parameters
-        monkeypatch.setattr(column_rows, "swap", self)
-
-    def __call__(
-        self, connection: Connection, table: column_rows.Table, column: str, into: str, swaps: list[column_rows.Swap]
-    ) -> column_rows.Swapped:
-        if not self.happened and any(each.new is not None for each in swaps):
-            self.happened = True
-            self.clinic.database.execute(self.statement, self.parameters)
-        return self.swap(connection, table, column, into, swaps)
-
-
-def test_a_write_of_the_application_in_between_wins_and_is_counted(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_of_the_application_in_between_wins_and_is_counted(due: Clinic) -> None:
     """The user enrols anew by an application that still has the old keyring: that value is rotated in the next pass."""
     old = Keyring(FIRST, {FIRST: due.keyring.key(FIRST)})
     fresh = AesGcm(old).encrypt(due.cell(2), Secret(seed(2, 1)))
-    Meanwhile(monkeypatch, due, "UPDATE users SET totp_sealed = %s WHERE id = 2", (fresh,))
-    report = turn(due, Stage.ROWS)
+    with in_the_midst(due.database, 2, "UPDATE users SET totp_sealed = %s WHERE id = 2", (fresh,)):
+        report = turn(due, Stage.ROWS)
     assert report.figures == {"rows_rewritten": USERS, "overtaken": 1}
     assert due.opened() == EVERYONE | {2: seed(2, 1)}
     assert due.key_ids() == {NEW}
@@ -199,9 +182,10 @@ def test_no_write_is_lost_that_comes_while_rows_are_rewritten(due: Clinic) -> No
     assert due.key_ids() == {NEW}
 
 
-def test_a_row_that_vanishes_in_between_is_no_error(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    Meanwhile(monkeypatch, due, "DELETE FROM users WHERE id = %s", (3,))
-    assert turn(due, Stage.ROWS).figures == {"rows_rewritten": USERS - 1, "overtaken": 1}
+def test_a_row_that_vanishes_in_between_is_no_error(due: Clinic) -> None:
+    with in_the_midst(due.database, 2, "DELETE FROM users WHERE id = %s", (3,)):
+        report = turn(due, Stage.ROWS)
+    assert report.figures == {"rows_rewritten": USERS - 1, "overtaken": 1}
 
 
 def test_rows_that_cannot_be_read_are_named_and_left_and_the_rest_is_done(due: Clinic) -> None:
@@ -497,32 +481,33 @@ def test_ids_of_fixed_length_are_ordered_by_all_of_it(sealed: Clinic) -> None:
     assert sealed.key_ids() == {NEW}
 
 
-def test_ids_without_an_order_end_the_run(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch that begins where the one before it began would come again for ever."""
-    real = column_rows.batch
-
-    def stuck(*arguments: Any, after: str | None, **more: Any) -> list[column_rows.Row]:
-        return real(*arguments, after=None, **more)
-
-    due.database.execute("UPDATE users SET totp_sealed = 'nonsense' WHERE id < 5")
-    monkeypatch.setattr(column_rows, "batch", stuck)
+def test_ids_without_an_order_end_the_run(due: Clinic) -> None:
+    """A type of the application's, to whose operator each id is greater than each: batches would begin anew for ever."""
+    labels = ", ".join(f"'{number}'" for number in EVERYONE)
+    due.database.execute(
+        f"CREATE TYPE ticket AS ENUM ({labels}); ALTER TABLE users ALTER id TYPE ticket USING id::text::ticket;"
+        "CREATE FUNCTION always(ticket, ticket) RETURNS boolean IMMUTABLE RETURN true;"
+        "CREATE OPERATOR > (LEFTARG = ticket, RIGHTARG = ticket, FUNCTION = always);"
+        "UPDATE users SET totp_sealed = 'nonsense' WHERE id IN ('1', '2', '3', '4')"
+    )
     with pytest.raises(SourceError, match="do not advance after"):
         turn(due, Stage.ROWS)
 
 
-def test_what_is_sent_to_the_server_holds_neither_secret_nor_key(due: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[object] = []
-    real = psycopg.Connection.execute
-
-    def listening(self: Connection, query: Any, params: Any = None, **more: Any) -> Any:
-        sent.append((query.as_string(self) if isinstance(query, psycopg.sql.Composable) else query, params))
-        return real(self, query, params, **more)
-
-    monkeypatch.setattr(psycopg.Connection, "execute", listening)
+def test_what_is_sent_to_the_server_holds_neither_secret_nor_key(due: Clinic) -> None:
+    """The server logs all that it is sent."""
+    log = due.database.server.log
+    before = log.stat().st_size
+    due.database.execute(f"ALTER ROLE {due.role} SET log_statement = 'all'")
     turn(due, Stage.ROWS)
-    shown = repr(sent)
-    assert "UPDATE" in shown
-    assert not any(secret in shown for secret in EVERYONE.values())
+    with log.open("rb") as file:
+        file.seek(before)
+        sent = file.read()
+    assert b"UPDATE" in sent
+    keys = [due.keyring.key(each).reveal() for each in (FIRST, NEW)]
+    for secret in [*(text.encode() for text in EVERYONE.values()), *(base64.b64encode(key) for key in keys), *keys]:
+        assert secret not in sent
+        assert secret.hex().encode() not in sent
 
 
 def test_an_error_is_one_line_with_a_hint(due: Clinic) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import replace
 
 import pytest
@@ -18,6 +17,7 @@ from backupd.rotation import Moved, Pace, Report, RowsLeft
 from backupd.rotation.rotate import Stage, plan, rotate
 from tests.installation import keep
 from tests.rotation.clinic import FIRST, USERS, Beset, Clinic, interrupted, seed
+from tests.rotation.meanwhile import beside, seen, waiting
 
 NEW = "2027-1"
 EVERYONE = {number: seed(number) for number in range(1, USERS + 1)}
@@ -265,25 +265,23 @@ def test_a_key_that_is_current_no_more_is_not_written_with(sealed: Clinic) -> No
     assert len([value for value in stored(sealed).values() if key_id(value) == NEW]) == 4
 
 
-def test_a_run_that_waited_for_its_turn_works_with_the_keyring_of_then(sealed: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_waited_for_its_turn_works_with_the_keyring_of_then(sealed: Clinic) -> None:
     """While it waited another one brought the rows under a further key, and retired the one that it was started for."""
     turn(sealed, Stage.ADD)
     turn(sealed, Stage.PROMOTE)
-    real = column_rows.exclusive
+    with closing(column_rows.connect(sealed.writer)) as another, sealed.database.connect() as observer, ExitStack() as held:
+        held.enter_context(column_rows.exclusive(another, column_rows.find(another, "users", "id"), "totp_sealed"))
 
-    @contextmanager
-    def after_another(*arguments: object) -> Iterator[None]:
-        monkeypatch.setattr(column_rows, "exclusive", real)
-        turn(sealed, Stage.ALL, "2028-1")
-        put(sealed, sealed.keyring.without(NEW))
-        entered: AbstractContextManager[None] = real(*arguments)  # type: ignore[arg-type]  # passed through as they came
-        with entered:
-            yield
+        def go_further() -> None:
+            seen(observer, waiting("advisory", "true"))
+            put(sealed, sealed.keyring.joined(Keyring.generate("2028-1")).promoted("2028-1").without(NEW))
+            sealed.enrol(sealed=True)
+            held.close()
 
-    monkeypatch.setattr(column_rows, "exclusive", after_another)
-    with pytest.raises(ConfigError, match="not the keyring's current key"):
-        turn(sealed, Stage.ROWS)
+        with beside(go_further), pytest.raises(ConfigError, match="not the keyring's current key"):
+            turn(sealed, Stage.ROWS)
     assert sealed.key_ids() == {"2028-1"}
+    assert sealed.opened() == EVERYONE
 
 
 @pytest.mark.parametrize("stage", [Stage.ADD, Stage.PROMOTE])
