@@ -69,9 +69,7 @@ class Bench:
             _private(self.directory / name, data)
         _private(self.directory / "password", self._password().encode())
         _private(self.directory / "s3-secret", self.store.secret_key.encode())
-        _private(
-            self.directory / "backupd.toml",
-            f"""
+        configuration = f"""
 [store]
 url = "s3://{self.bucket}/bench"
 endpoint_url = "{self.store.endpoint}"
@@ -92,8 +90,10 @@ password = {{ file = "password" }}
 
 [drill]
 secret_key = {{ file = "operations.sec.asc" }}
-""".encode(),
-        )
+"""
+        bare = configuration.replace("[drill]", 'expectations = "off"\nglobals = false\n\n[drill]')
+        _private(self.directory / "backupd.toml", configuration.encode())
+        _private(self.directory / "bare.toml", bare.encode())
         self.gnupg.mkdir(mode=0o700)
         gpg = ["gpg", "--homedir", str(self.gnupg), "--batch", "--quiet", "--import"]
         for data in (self.operations.public, self.operations.secret.reveal(), escrow.public):
@@ -166,6 +166,10 @@ secret_key = {{ file = "operations.sec.asc" }}
         """backupd, whole: start of the interpreter, both artifacts, the manifest and two records."""
         self._backupd("backup", "bench")
 
+    def backup_of_data_alone(self) -> None:
+        """Without the figures that a restore is compared with, and without the roles: what is left is what the pipe does."""
+        self._backupd("backup", "bench", configuration="bare.toml")
+
     def restore(self) -> None:
         """The same for a restore, with its comparison."""
         self._backupd("restore", "bench", "--to", f"postgresql://postgres@127.0.0.1:{self.server.port}/{self.scratch}")
@@ -196,10 +200,10 @@ secret_key = {{ file = "operations.sec.asc" }}
             f" | {self.server.bin}/pg_restore --single-transaction -d {self._dbname(self.scratch)}"
         )
 
-    def _backupd(self, *arguments: str) -> None:
+    def _backupd(self, *arguments: str, configuration: str = "backupd.toml") -> None:
         command = [sys.executable, "-m", "backupd", *arguments]
         if arguments[0] != "--help":
-            command += ["-c", str(self.directory / "backupd.toml")]
+            command += ["-c", str(self.directory / configuration)]
         subprocess.run(command, env=self.environment, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
     def _pipe(self, options: str, rest: str) -> None:
