@@ -2,8 +2,10 @@
 
 Owns its making, its process and its end. It listens on a unix socket alone, in a directory that only its own user and root may
 enter, behind a random password, and runs as an unprivileged user, as PostgreSQL demands. That is another than ours if we are
-root: what is restored brings code of its own, and code that runs as us can read our keys. What a killed backupd left is found
-by its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the owner's death.
+root: what is restored brings code of its own, and code that runs as us can read our keys. So the cluster's directory is ours,
+and two in it are that user's, for data and socket; we write into neither, for a name in them may lead anywhere. What a killed
+backupd left is found by its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the
+owner's death.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import fcntl
 import os
 import pwd
 import secrets
+import select
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -157,10 +161,10 @@ class ScratchCluster:
         until = time.monotonic() + self._deadline_s
         place = self._place()
         leftovers(place)
-        self._directory = undo.enter_context(_private_directory(place, self._user))
+        self._directory = undo.enter_context(_private_directory(place))
         programs = undo.enter_context(_reachable(self._clients, self._user))
+        data = _make_for(self._user, self._directory / "data")
         self._sockets = undo.enter_context(_socket_directory(self._directory, self._user))
-        data = self._directory / "data"
         try:
             self._initdb(programs, data, until)
         except ProcessFailed as error:
@@ -200,22 +204,24 @@ class ScratchCluster:
             run(Command("initdb", argv, self._environment(), user=self._user), timeout_s=max(1.0, until - time.monotonic()))
         finally:
             password_file.unlink(missing_ok=True)
-        settings = _SETTINGS | {"unix_socket_directories": str(self._sockets)}
-        lines = [f"{name} = '{value.replace(chr(39), chr(39) * 2)}'\n" for name, value in settings.items()]
-        with (data / "postgresql.conf").open("a") as file:
-            file.writelines(["\n", *lines])
 
     def _serve(self, programs: Path, data: Path) -> subprocess.Popen[bytes]:
         """The server as a child of ours: nobody else has to keep track of it, and where setpriv is there it dies with us."""
         account = None if self._user is None else pwd.getpwnam(self._user)
-        with (self._directory / "log").open("ab") as log:
+        settings = _SETTINGS | {"unix_socket_directories": f'"{self._sockets}"'}
+        log = self._directory / "log"
+        log.touch(mode=0o600)
+        with log.open("ab") as said:
             self._process = subprocess.Popen(
-                [*_dying_with_us(), str(programs / "postgres"), "-D", str(data)],
+                [
+                    *(*_dying_with_us(), str(programs / "postgres"), "-D", str(data)),
+                    *(f"--{name}={value}" for name, value in settings.items()),
+                ],
                 cwd=self._directory,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
+                stdout=said,
+                stderr=said,
                 start_new_session=True,  # a terminal's Ctrl-C is for us: we end it, after what uses it
                 user=None if account is None else account.pw_uid,
                 group=None if account is None else account.pw_gid,
@@ -260,12 +266,11 @@ class ScratchCluster:
 
 def leftovers(place: Path) -> list[Path]:
     """End and remove the clusters in `place` whose owners are dead, and say which. Those of living owners are not touched."""
-    user = unprivileged_user(os.geteuid())
-    ours = {os.geteuid()} | ({pwd.getpwnam(user).pw_uid} if user is not None else set())
     removed = []
     for directory in sorted(place.glob(f"{_PREFIX}*")):
         with contextlib.suppress(OSError):  # another run may be removing it too
-            if directory.lstat().st_uid not in ours:
+            # What another account made is not looked into: a name in it may lead to whatever it wants to see ended.
+            if directory.lstat().st_uid != os.geteuid():
                 continue
             held = _hold(directory)
             if held is None:
@@ -280,20 +285,41 @@ def leftovers(place: Path) -> list[Path]:
 
 
 def _end_server(data: Path) -> None:
-    """End the server whose data these are, if it runs: its process's working directory proves that it is the one."""
+    """End the server whose data these are, if it runs: its working directory and its user prove that it is the one."""
     try:
-        pid = int((data / "postmaster.pid").read_text().partition("\n")[0])
-        at_home = Path(f"/proc/{pid}/cwd").readlink() == data.resolve()
+        status = data.lstat()
+        process = os.pidfd_open(_server_named_in(data))
     except (OSError, ValueError):
         return
-    if not at_home:
+    try:
+        for how in (signal.SIGQUIT, signal.SIGKILL):
+            if not stat.S_ISDIR(status.st_mode) or not _runs_in(process, status):
+                return
+            signal.pidfd_send_signal(process, how)
+            select.select([process], [], [], _STOP_S)
+    except ProcessLookupError:
         return
-    for how in (signal.SIGQUIT, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, how)
-        until = time.monotonic() + _STOP_S
-        while Path(f"/proc/{pid}/cwd").is_dir() and time.monotonic() < until:
-            time.sleep(_POLL_S)
+    finally:
+        os.close(process)
+
+
+def _server_named_in(data: Path) -> int:
+    """The process that the cluster's own file names. Its account wrote that: it is read only if it is a file."""
+    held = os.open(data / "postmaster.pid", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return int(os.read(held, 32).partition(b"\n")[0])
+    finally:
+        os.close(held)
+
+
+def _runs_in(process: int, data: os.stat_result) -> bool:
+    """Whether the process behind a descriptor (pidfd) has these data for its directory, and their owner for its user."""
+    lines = Path(f"/proc/self/fdinfo/{process}").read_text().splitlines()
+    [pid] = [line.partition(":")[2].strip() for line in lines if line.startswith("Pid:")]
+    try:
+        return os.path.samestat(Path(f"/proc/{pid}/cwd").stat(), data) and Path(f"/proc/{pid}").stat().st_uid == data.st_uid
+    except OSError:
+        return False
 
 
 def _hold(directory: Path) -> int | None:
@@ -313,32 +339,38 @@ def _hold(directory: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _private_directory(place: Path, user: str | None) -> Iterator[Path]:
-    """A directory of mode 0700 that belongs to `user` and is locked by us, removed after."""
+def _private_directory(place: Path) -> Iterator[Path]:
+    """A directory of ours that others may pass through, and not look into or change; it is locked by us, and removed after."""
     held = None
     directory = place
     while held is None:  # a clean-up by another run may take a new directory for a dead one before we hold it
         directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
         held = _hold(directory)
     try:
-        if user is not None:
-            shutil.chown(directory, user)
+        directory.chmod(0o711)
         yield directory
     finally:
         shutil.rmtree(directory, ignore_errors=True)
         os.close(held)
 
 
+def _make_for(user: str | None, directory: Path) -> Path:
+    """Make a directory that only `user` and root may enter, in one that is ours."""
+    directory.mkdir(mode=0o700)
+    if user is not None:
+        shutil.chown(directory, user)
+    return directory
+
+
 @contextlib.contextmanager
 def _socket_directory(directory: Path, user: str | None) -> Iterator[Path]:
-    """`directory`, or a short one when a socket's path in it would be too long."""
-    if len(os.fsencode(directory / ".s.PGSQL.5432")) <= _SOCKET_PATH_LIMIT:
-        yield directory
+    """One in `directory`, or a short one when a socket's path in it would be too long."""
+    if len(os.fsencode(directory / "socket" / ".s.PGSQL.5432")) <= _SOCKET_PATH_LIMIT:
+        yield _make_for(user, directory / "socket")
         return
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as short:
-        if user is not None:
-            shutil.chown(short, user)
-        yield Path(short)
+        Path(short).chmod(0o711)
+        yield _make_for(user, Path(short) / "socket")
 
 
 @contextlib.contextmanager
@@ -353,9 +385,10 @@ def _reachable(clients: Clients, user: str | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="bd-programs-", ignore_cleanup_errors=True) as directory:
         copy = Path(directory) / "installation"
         shutil.copytree(clients.directory.parent, copy, symlinks=True)
-        if user is not None:
-            for path in (Path(directory), copy, *copy.rglob("*")):
-                os.chown(path, pwd.getpwnam(user).pw_uid, -1, follow_symlinks=False)
+        for path in (copy, *copy.rglob("*"), Path(directory)):
+            if not path.is_symlink():
+                mode = path.stat().st_mode
+                path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
         if not _runs(copy / clients.directory.name, user):
             raise CouldNotVerify(
                 f"{user or 'this user'} cannot run the programs in {clients.directory}, nor a copy in {directory}",

@@ -64,7 +64,12 @@ def test_a_scratch_cluster_serves_and_is_gone_afterwards(major: int, programs: d
             addresses = connection.execute("SELECT inet_server_addr()").fetchone()
             assert addresses == (None,)
         assert directory.parent == place
-        assert directory.stat().st_mode & 0o777 == 0o700
+        assert {path.name: path.stat().st_mode & 0o777 for path in (directory, *directory.iterdir())} == {
+            directory.name: 0o711,
+            "data": 0o700,
+            "socket": 0o700,
+            "log": 0o600,
+        }
         assert cluster.notes == OF_ACCOUNT
     assert not _is_running(pid)
     assert not directory.exists()
@@ -95,11 +100,67 @@ def test_code_of_the_database_reaches_none_of_our_files(programs: dict[int, Clie
     secret.write_text("the key")
     with ScratchCluster(programs[17], memory=place) as cluster:
         with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
-            connection.execute("CREATE TABLE seen (line text)")
-            connection.execute(f"COPY seen FROM PROGRAM 'cat {secret} || echo nothing'".encode())
-            seen = [line for (line,) in connection.execute("SELECT line FROM seen").fetchall()]
+            connection.execute("CREATE TABLE public.seen (line text)")
+            connection.execute(f"COPY public.seen FROM PROGRAM 'cat {secret} || echo nothing'".encode())
+            seen = [line for (line,) in connection.execute("SELECT line FROM public.seen").fetchall()]
         assert seen == (["the key"] if scratch.SHARED_ACCOUNT in cluster.notes else ["nothing"])
         assert cluster.notes == OF_ACCOUNT
+
+
+SWAP = """
+import os, sys, time
+from pathlib import Path
+place, victim, until = Path(sys.argv[1]), sys.argv[2], time.monotonic() + 60
+print("ready", flush=True)
+while time.monotonic() < until:
+    for directory in place.glob("bd-scratch-*"):
+        for name in ("password", "log", "data", "socket"):
+            try:
+                os.symlink(victim, directory / name)
+            except OSError:
+                pass
+            try:
+                os.rename(directory, place / "away")
+            except OSError:
+                pass
+"""
+
+
+def test_whoever_has_the_server_s_account_leads_root_nowhere(programs: dict[int, Clients], place: Path, tmp_path: Path) -> None:
+    """A process that an earlier drill's code left, and that puts links where the next cluster's files will be."""
+    account = scratch.unprivileged_user(0) if os.geteuid() == 0 else None
+    victim = tmp_path / "victim"
+    victim.touch(mode=0o600)
+    before = victim.stat()
+    argv = [sys.executable if account is None else "/usr/bin/python3", "-c", SWAP, str(place), str(victim)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, user=account, cwd="/") as swapping:
+        try:
+            assert swapping.stdout is not None
+            swapping.stdout.readline()
+            for _ in range(3):
+                with ScratchCluster(programs[17], memory=place) as cluster:
+                    cluster.create_database("drill")
+                    assert cluster.directory.parent == place
+                    assert not any(path.is_symlink() for path in cluster.directory.iterdir()) or account is None
+                assert not cluster.directory.exists()
+        finally:
+            swapping.kill()
+    after = victim.stat()
+    assert (after.st_uid, after.st_mode, after.st_size) == (before.st_uid, before.st_mode, 0)
+
+
+def test_no_server_is_ended_that_a_directory_of_others_leads_to(programs: dict[int, Clients], place: Path) -> None:
+    """A link named `data` in a directory that looks like a dead cluster's; and one of ours whose data lead elsewhere."""
+    with ScratchCluster(programs[17], memory=place) as living:
+        for owner in ("nobody", None):
+            planted = place / f"bd-scratch-planted-{owner}"
+            planted.mkdir()
+            (planted / "data").symlink_to(living.directory / "data")
+            if owner is not None and os.geteuid() == 0:
+                shutil.chown(planted, owner)
+            scratch.leftovers(place)
+        assert _is_running(living.pid)
+        living.create_database("still_there")
 
 
 def test_its_password_is_its_own_and_needed(programs: dict[int, Clients], place: Path) -> None:
@@ -242,18 +303,21 @@ def test_a_server_that_outlived_its_owner_is_ended(programs: dict[int, Clients],
     own = place / "orphans"
     own.mkdir(mode=0o755)
     directory = own / "bd-scratch-orphan"
-    directory.mkdir(mode=0o700)
+    directory.mkdir()
+    directory.chmod(0o711)
     install = place / "install"
     shutil.copytree(programs[17].directory.parent, install, symlinks=True)
-    if user is not None:
-        os.chown(directory, user.pw_uid, user.pw_gid)
+    for name in ("data", "socket"):
+        (directory / name).mkdir(mode=0o700)
+        if user is not None:
+            os.chown(directory / name, user.pw_uid, user.pw_gid)
     account = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": list[int]()}
     data = str(directory / "data")
     subprocess.run(
         [install / "bin" / "initdb", "-D", data, "-A", "peer", "--no-sync"], check=True, capture_output=True, cwd="/", **account
     )  # type: ignore[call-overload]  # keyword arguments by name
     child = subprocess.Popen(
-        [install / "bin" / "postgres", "-D", data, "-k", str(directory), "-h", ""],
+        [install / "bin" / "postgres", "-D", data, "-k", str(directory / "socket"), "-h", ""],
         cwd="/",
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -261,7 +325,7 @@ def test_a_server_that_outlived_its_owner_is_ended(programs: dict[int, Clients],
     )  # type: ignore[call-overload]  # as above
     try:
         until = time.monotonic() + DEADLINE_S
-        while not (directory / ".s.PGSQL.5432").exists():
+        while not (directory / "socket" / ".s.PGSQL.5432").exists():
             assert time.monotonic() < until
             time.sleep(0.02)
         link = own / "bd-scratch-link"
