@@ -13,7 +13,7 @@ from backupd.columns import ciphers
 from backupd.config.models import Source, Totp
 from backupd.errors import BackupdError, ConfigError
 from backupd.postgres import clients, column_keys, expectations, session
-from backupd.postgres.session import Connection, Server, translated
+from backupd.postgres.session import Connection, Server, table_named, translated
 from backupd.transfer import part_sizes
 
 LOCK_TIMEOUT = "10s"
@@ -153,11 +153,12 @@ def _former(source: str, column: Totp, connection: Connection, area: str) -> Ite
 
 def _require_column(connection: Connection, table: str, name: str) -> str:
     """The category of its type, as pg_type has it. Raises ConfigError when there is no such column."""
+    oid = table_named(connection, table)
     with translated(f"look at {table}"):
         found = connection.execute(
             "SELECT typcategory::text FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
-            " WHERE attrelid = to_regclass(%s) AND attname = %s AND attnum > 0 AND NOT attisdropped",
-            (table, name),
+            " WHERE attrelid = %s::int8::oid AND attname = %s AND attnum > 0 AND NOT attisdropped",
+            (oid, name),
         ).fetchall()
     if not found:
         raise ConfigError(f"there is no column {table}.{name}", "look at [[sources.….totp]]")

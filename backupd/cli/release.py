@@ -46,9 +46,15 @@ def released_options(function: Callable[..., Any]) -> Callable[..., Any]:
     import functools
 
     @click.option(
-        "--session-key", type=click.Path(path_type=Path), help="One backup's released session keys, instead of a key."
+        "--session-key",
+        type=click.Path(readable=False, path_type=Path),
+        help="One backup's released session keys, instead of a key.",
     )
-    @click.option("--request-key", type=click.Path(path_type=Path), help="The one-time key of the request that it answers.")
+    @click.option(
+        "--request-key",
+        type=click.Path(readable=False, path_type=Path),
+        help="The one-time key of the request that it answers.",
+    )
     @functools.wraps(function)
     def wrapped(*args: Any, session_key: Path | None, request_key: Path | None, **arguments: Any) -> Any:
         if (session_key is None) != (request_key is None):
@@ -118,7 +124,9 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
     help="The public key that signs manifests (signing.pub.asc); may be repeated.",
 )
 @click.option("--code", help="What the one who asks told you; the request must have this code.")
-@click.option("--secret-key", type=click.Path(path_type=Path), help="A recipient's secret key, without a passphrase.")
+@click.option(
+    "--secret-key", type=click.Path(readable=False, path_type=Path), help="A recipient's secret key, without a passphrase."
+)
 @click.option(
     "--gpg-home",
     type=click.Path(path_type=Path),

@@ -21,9 +21,15 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--to", "target", required=True, help="The empty database, as postgresql://role@host/name, without a password.")
 @click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the one that was released.")
-@click.option("--secret-key", type=click.Path(path_type=Path), help="A recipient's secret key. Default: the drill's custodian.")
 @click.option(
-    "--password-file", type=click.Path(path_type=Path), help="Holds the password of the target's role. Or PGPASSWORD."
+    "--secret-key",
+    type=click.Path(readable=False, path_type=Path),
+    help="A recipient's secret key. Default: the drill's custodian.",
+)
+@click.option(
+    "--password-file",
+    type=click.Path(readable=False, path_type=Path),
+    help="Holds the password of the target's role. Or PGPASSWORD.",
 )
 @released_options
 @options

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 @click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the released one.")
 @click.option("--all", "everything", is_flag=True, help="Every backup, of SOURCE or of all sources.")
 @click.option("--deep", is_flag=True, help="Also open it and read the archive to its end; needs a secret key.")
-@click.option("--secret-key", type=click.Path(path_type=Path), help="The secret key for --deep. Default: the drill's.")
+@click.option(
+    "--secret-key", type=click.Path(readable=False, path_type=Path), help="The secret key for --deep. Default: the drill's."
+)
 @released_options
 @options
 def command(

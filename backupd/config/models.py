@@ -295,7 +295,7 @@ class Source(Table):
     )
     compression: Text = Field("auto", description="`auto`, `none`, or pg_dump's method and level, such as `zstd:3`.")
     lock_timeout_s: int = Field(30, ge=1, le=86400, description="How long a backup waits for a lock on a table, in seconds.")
-    deadline_minutes: int = Field(720, ge=1, description="How long a backup may take before it is stopped.")
+    deadline_minutes: int = Field(720, ge=1, le=44_640, description="How long a backup may take before it is stopped.")
     clients: File | None = Field(None, description="The directory of pg_dump and pg_restore. Default: the newest installed.")
     globals: bool = Field(True, description="Whether roles are backed up too.")
     totp: Annotated[tuple[Totp, ...], Many] = Field(

@@ -173,6 +173,7 @@ def _stolen(narrator: Narrator, service: Service, store: Path) -> None:
 def _leaked(narrator: Narrator, service: Service, clinic: Clinic) -> None:
     narrator.step("A colleague", "Somebody pastes a TOTP secret into a visit's notes. The dump now holds it in clear.")
     with session.connect(clinic.dsn, application_name="clinic", autocommit=True) as connection:
+        connection.execute("RESET search_path")
         note = f"phone lost, re-enrolled with {clinic.seeds[1].text()}"
         connection.execute("UPDATE visits SET notes = %s WHERE id = 42", (note,))
     narrator.backup(service.back_up(NAME))

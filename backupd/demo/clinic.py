@@ -155,6 +155,7 @@ def fill(stage: Stage) -> Clinic:
     seeds = {number: Secret(b32encode(os.urandom(20)), "TOTP secret") for number in range(1, CLINICIANS + 1)}
     stored = {number: cipher.encrypt(Cell("users", COLUMN, str(number)), seed) for number, seed in seeds.items()}
     with session.connect(dsn, application_name="clinic", autocommit=True) as connection:
+        connection.execute("RESET search_path")  # an application finds its own tables
         for statement in _SCHEMA:
             connection.execute(statement.encode())
         with connection.cursor() as cursor:

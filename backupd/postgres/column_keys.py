@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from backupd.errors import BackupdError, ConfigError
-from backupd.postgres.session import Connection, translated
+from backupd.postgres.session import Connection, table_named, translated
 from backupd.redact import printable
 
 _BATCH = 2000
@@ -48,16 +48,28 @@ def look(connection: Connection, table: str, column: str, key_id: Callable[[byte
                     ids |= {named} if named is not None else set()
 
 
+# To make text of any other type would be to call whatever its owner says, with the rights of our role.
+_READ = """
+SELECT format('%%I.%%I', n.nspname, c.relname), format_type(atttypid, NULL),
+       CASE WHEN kind = 'bytea'::regtype THEN 'bytea'
+            WHEN kind IN ('text'::regtype, 'varchar'::regtype, 'bpchar'::regtype) THEN 'text' END
+  FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+  JOIN pg_attribute a ON attrelid = c.oid AND attname = %s AND NOT attisdropped
+  JOIN pg_type t ON t.oid = atttypid, LATERAL (SELECT coalesce(nullif(typbasetype, 0), t.oid) AS kind) AS base
+ WHERE c.oid = %s::int8::oid
+"""
+
+
 def _query(connection: Connection, table: str, column: str) -> sql.Composed:
-    found = connection.execute(
-        "SELECT format('%%I.%%I', n.nspname, c.relname), t.typname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace"
-        " JOIN pg_attribute a ON attrelid = c.oid AND attname = %s AND NOT attisdropped JOIN pg_type t ON t.oid = atttypid"
-        " WHERE c.oid = to_regclass(%s)",
-        (column, table),
-    ).fetchall()
+    where = f"{printable(table)}.{printable(column)}"
+    oid = table_named(connection, table)
+    with translated(f"look at {where}"):
+        found = connection.execute(_READ, (column, oid)).fetchall()
     if not found:
-        raise ConfigError(f"there is no column {printable(table)}.{printable(column)}", "look at [[sources.….totp]]")
-    [(name, kind)] = found
+        raise ConfigError(f"there is no column {where}", "look at [[sources.….totp]]")
+    [(name, given, kind)] = found
+    if kind is None:
+        raise ConfigError(f"{where} is of type {printable(given)}", "encrypted values are bytea or text: name their column")
     name_of_column = sql.Identifier(column)
     value = name_of_column if kind == "bytea" else sql.SQL("convert_to({}::text, 'UTF8')").format(name_of_column)
     # The name comes quoted from the server itself.

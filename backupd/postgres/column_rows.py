@@ -106,6 +106,8 @@ def connect(dsn: Dsn) -> Connection:
             _set(connection, "default_transaction_isolation", "read committed")
             _set(connection, "standard_conforming_strings", "on")  # psycopg writes bytes so that they need it
         session.refuse_pooler(connection)
+        with translated("prepare the session"):
+            connection.execute("RESET search_path")
     except BaseException:
         connection.close()
         raise

@@ -17,12 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-import psycopg
-
 from backupd.errors import ConfigError, SourceDenied
 from backupd.manifest import Expectations, LargeObjects, Level, Table
 from backupd.postgres import sequences
-from backupd.postgres.session import Connection, translate, translated
+from backupd.postgres.session import Connection, table_named, translated
 from backupd.postgres.snapshot import Snapshot
 from backupd.redact import printable
 
@@ -327,18 +325,15 @@ def _resolve(connection: Connection, names: Collection[str]) -> dict[str, int]:
     """The oid of each named table, of the whole for a partition; ConfigError for what is none."""
     resolved: dict[str, int] = {}
     for name in names:
-        with translated(f"find table {printable(name)}"):
-            try:
-                with connection.transaction():
-                    [(oid,)] = connection.execute(
-                        "SELECT coalesce(pg_partition_root(to_regclass(%s))::oid, to_regclass(%s)::oid)", (name, name)
-                    ).fetchall()
-            except psycopg.errors.SyntaxErrorOrAccessRuleViolation as error:
-                raise translate(error, f"find table {printable(name)}", "GRANT USAGE on its schema") from None
+        oid = table_named(connection, name)
         if oid is None:
             raise ConfigError(
                 f"there is no table {printable(name)}", 'write SCHEMA.TABLE, quoted as SQL wants it: public."Users"'
             )
+        with translated(f"find table {printable(name)}"):
+            [(oid,)] = connection.execute(
+                "SELECT coalesce(pg_partition_root(%s::oid::regclass)::oid, %s::oid)", (oid, oid)
+            ).fetchall()
         resolved[name] = oid
     return resolved
 

@@ -38,13 +38,41 @@ class Server:
 
 
 def connect(dsn: Dsn, *, application_name: str, connect_timeout_s: int = 10, autocommit: bool = False) -> Connection:
-    """A connection that notices a vanished server. Raises SourceUnreachable, SourceDenied, or SourceError for the rest."""
+    """A connection that notices a vanished server, and finds the server's own functions and relations alone by their names.
+
+    Whoever owns the database may set a search_path for it, and so put functions of his own before the server's: they would run
+    with our role's rights. Raises SourceUnreachable, SourceDenied, or SourceError for the rest.
+    """
     ours = {"application_name": application_name, "connect_timeout": str(connect_timeout_s)}
     _forget_environment()
     try:
-        return psycopg.connect(_conninfo(dsn, ours), autocommit=autocommit)
+        connection = psycopg.connect(_conninfo(dsn, ours), autocommit=True)
     except psycopg.Error as error:
         raise _connection_error(str(error), dsn) from None  # psycopg's traceback would show the parameters
+    try:
+        with translated("prepare the session"):
+            connection.execute(_OWN_NAMES)
+            connection.autocommit = autocommit
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+# Not by `options`, which poolers refuse with words of their own. Its one function is named in full.
+_OWN_NAMES = "SELECT pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', false)"
+
+
+def table_named(connection: Connection, name: str) -> int | None:
+    """The oid of the table or view that the role would find by this name, as SQL writes it; None when there is none.
+
+    Nothing is called meanwhile whose name is not written in full. Raises SourceError and SourceDenied.
+    """
+    shown = printable(name)
+    with translated(f"find table {shown}", "GRANT USAGE on its schema"), connection.transaction(force_rollback=True):
+        connection.execute("SET LOCAL search_path TO DEFAULT")
+        [(oid,)] = connection.execute("SELECT pg_catalog.to_regclass(%s)::pg_catalog.oid::pg_catalog.int8", (name,)).fetchall()
+    return None if oid is None else int(oid)
 
 
 def _conninfo(dsn: Dsn, ours: Mapping[str, str]) -> str:

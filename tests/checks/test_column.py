@@ -37,7 +37,7 @@ def test_the_log_of_a_scratch_cluster_holds_neither_passphrase_nor_value(tmp_pat
     """Not even when decryption fails there, which is when servers log what they were asked."""
     with ScratchCluster(clients.choose_server(clients.find(), 17)) as cluster:
         with session.connect(cluster.create_database("drill"), application_name="test", autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION pgcrypto")
+            connection.execute("RESET search_path; CREATE EXTENSION pgcrypto")
             connection.execute("CREATE TABLE seeds AS SELECT 1 AS id, pgp_sym_encrypt('JBSWY3DPEHPK3PXP', 'another') AS value")
             with opened(connection, column(tmp_path)) as reader:
                 [row] = reader.rows()

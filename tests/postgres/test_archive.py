@@ -66,7 +66,7 @@ def test_a_zoo_comes_back_whole(
             assert set(zoo.animals.roles) <= set(report.created)
             assert expectations.compare(expected, expectations.loaded(connection, expected)) == []
             assert expectations.compare(expected, expectations.found(connection, expected)) == []
-            connection.execute("DELETE FROM empty; INSERT INTO empty VALUES (1)")
+            connection.execute("DELETE FROM public.empty; INSERT INTO public.empty VALUES (1)")
             shown = expectations.found(connection, expected)
             assert expectations.compare(expected, shown) == ['table "public"."empty" has 1 rows, expected 0']
             with pytest.raises(Refused, match="the target is not empty"):
@@ -79,7 +79,7 @@ def test_after_a_load_only_tables_are_counted_whose_statistics_say_something_els
     source = Dsn.parse(postgres17.dsn(postgres17.create_database()))
     with session.connect(source, application_name="backupd test", autocommit=True) as connection:
         connection.execute(
-            "CREATE TABLE plain AS SELECT generate_series(1, 1000) AS id; CREATE TABLE nothing (id int);"
+            "RESET search_path; CREATE TABLE plain AS SELECT generate_series(1, 1000) AS id; CREATE TABLE nothing (id int);"
             "CREATE TABLE parted (id int) PARTITION BY LIST (id); CREATE TABLE p1 PARTITION OF parted FOR VALUES IN (1);"
             "CREATE TABLE p2 PARTITION OF parted DEFAULT; INSERT INTO parted VALUES (1), (2), (3)"
         )
@@ -97,7 +97,7 @@ def test_after_a_load_only_tables_are_counted_whose_statistics_say_something_els
             scanned = connection.execute(scans).fetchall()  # pg_restore attaches partitions by looking at them
             assert expectations.compare(expected, expectations.loaded(connection, expected)) == []
             assert connection.execute(scans).fetchall() == scanned
-            connection.execute("DELETE FROM parted WHERE id = 1; TRUNCATE plain")
+            connection.execute("DELETE FROM public.parted WHERE id = 1; TRUNCATE public.plain")
         with session.connect(target, application_name="backupd test", autocommit=True) as connection:
             differences = expectations.compare(expected, expectations.loaded(connection, expected))
             assert differences == [
@@ -323,7 +323,8 @@ def test_a_target_that_holds_anything_is_refused(kind: str, database17: Database
     with session.connect(Dsn.parse(database17.dsn), application_name="backupd test", autocommit=True) as connection:
         archive.require_empty(connection)
         with connection.transaction(force_rollback=True):
-            connection.execute(statement.encode())
+            connection.execute(b"SET LOCAL search_path TO DEFAULT; " + statement.encode())
+            connection.execute("SET LOCAL search_path TO pg_catalog, pg_temp")
             with pytest.raises(Refused, match=f"holds (.*, )?{named}"):
                 archive.require_empty(connection)
 

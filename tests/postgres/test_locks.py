@@ -65,7 +65,7 @@ def test_the_snapshot_is_younger_than_the_locks(database: Database) -> None:
             migration.execute("TRUNCATE t; INSERT INTO t VALUES (1), (2)")
             _wait_for_the_lock(database, entering)
         entering.result(DEADLINE_S)
-        assert snapshot.connection.execute("SELECT count(*) FROM t").fetchone() == (2,)
+        assert snapshot.connection.execute("SELECT count(*) FROM public.t").fetchone() == (2,)
 
 
 def test_tables_that_come_and_go_while_the_others_are_locked_are_noticed(database: Database) -> None:

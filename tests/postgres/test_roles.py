@@ -69,6 +69,7 @@ def test_the_roles_of_a_zoo_come_back_with_passwords_that_work(
                     assert session.execute("SELECT current_user").fetchone() == (role,)
             reader = zoo.animals.reader
             with connect(_as(cluster, reader, zoo.animals.passwords[reader]), application_name="backupd test") as session:
+                session.execute("RESET search_path")
                 assert session.execute("SHOW search_path").fetchone() == ('"Odd Schema", public',)
             assert {
                 (zoo.animals.group, zoo.animals.owner, True),

@@ -161,7 +161,7 @@ def test_an_error_of_the_server_leaves_rows_and_statements_behind(database17: Da
     database17.execute("CREATE TABLE t (id int PRIMARY KEY, s text UNIQUE); INSERT INTO t VALUES (1, 'JBSWY3DPEHPK3PXP')")
     with connect(Dsn.parse(database17.dsn), application_name="test") as connection:
         with pytest.raises(SourceError, match="could not try it: duplicate key") as caught, session.translated("try it"):
-            connection.execute("INSERT INTO t VALUES (2, 'JBSWY3DPEHPK3PXP')")
+            connection.execute("INSERT INTO public.t VALUES (2, 'JBSWY3DPEHPK3PXP')")
         assert "JBSWY3DP" not in f"{caught.value!r} {caught.value.hint} {caught.value.__cause__!r}"
 
 
@@ -170,7 +170,7 @@ def test_a_lost_connection_and_a_missing_right_have_errors_of_their_own(database
     database17.execute("CREATE TABLE t ()")
     with connect(Dsn.parse(database17.server.dsn(database17.name, role, password)), application_name="test") as connection:
         with pytest.raises(SourceDenied, match="permission denied for table t"), session.translated("read", "GRANT it"):
-            connection.execute("SELECT FROM t")
+            connection.execute("SELECT FROM public.t")
         connection.rollback()
         [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
         database17.execute(f"SELECT pg_terminate_backend({pid}, 30000)")

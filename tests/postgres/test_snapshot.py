@@ -44,7 +44,7 @@ def test_a_snapshot_sees_its_moment_and_so_does_whoever_imports_it(database: Dat
     database.execute("CREATE TABLE t (id int); INSERT INTO t VALUES (1)")
     with _snapshot(database) as snapshot:
         database.execute("INSERT INTO t VALUES (2)")
-        assert snapshot.connection.execute("SELECT count(*) FROM t").fetchone() == (1,)
+        assert snapshot.connection.execute("SELECT count(*) FROM public.t").fetchone() == (1,)
         with database.connect() as other:
             other.execute("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             other.execute(f"SET TRANSACTION SNAPSHOT '{snapshot.id}'".encode())
