@@ -4,6 +4,10 @@ Durable on return: a rollback journal with `synchronous=EXTRA`, which also syncs
 FULL a power cut may take back the last commit (sqlite.org/pragma.html#pragma_synchronous). WAL would need a second file to be
 readable, and a writable directory to be read in. The triggers keep honest tools from editing, and stop nobody else. Whoever can
 write the file can also give it triggers or views of their own, so a file that holds anything but our schema is not used at all.
+
+Whoever can write the directory can also leave a journal there that names a file, which SQLite would delete with the rights of
+whoever opens the trail. No trail is opened beside such a journal. That closes the plain way: one that is put there after the
+look and before SQLite's own works still, for who wins that race as the account that the directory belongs to.
 """
 
 from __future__ import annotations
@@ -41,6 +45,7 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 _HEAD = "SELECT seq, data, sha256 FROM record ORDER BY seq DESC LIMIT 1"
+_JOURNAL_MAGIC = bytes.fromhex("d9d505f920a163d7")  # sqlite.org/fileformat2.html#the_rollback_journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +172,7 @@ class SqliteStore:
             # Never created here. Also for reading: what a killed writer left is rolled back by the next one who opens, and
             # SQLite itself falls back to reading only when the file is write-protected.
             uri = f"file:{quote(str(Path(self.path).absolute()))}?mode=rw"
+            self._look_at_journal()
             with closing(sqlite3.connect(uri, uri=True, timeout=self.busy_timeout_s, isolation_level=None)) as connection:
                 connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _LARGEST)
                 # Python runs its handlers of signals when Python runs; what one raises ends the statement.
@@ -179,6 +185,30 @@ class SqliteStore:
                 raise Interrupted("interrupted while the trail was used") from error
             raise self._explained(error) from error
 
+    def _look_at_journal(self) -> None:
+        """Raises TrailError for a journal that makes SQLite delete another file than itself, or that is no file.
+
+        Such a journal ends in the name of a super-journal and the magic number. SQLite writes none for us, who attach no second
+        database. A journal without that is one that a killed run left: it is rolled back, as it must be.
+        """
+        journal = f"{os.path.realpath(self.path)}-journal"  # where SQLite looks, also when the trail is a link
+        try:
+            if not stat.S_ISREG(os.lstat(journal).st_mode):
+                raise TrailError(f"{journal} is no file, and SQLite would use it with the trail", _JOURNAL_HINT)
+            descriptor = os.open(journal, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                size = os.fstat(descriptor).st_size
+                end = os.pread(descriptor, len(_JOURNAL_MAGIC), max(0, size - len(_JOURNAL_MAGIC)))
+            finally:
+                os.close(descriptor)
+        except (FileNotFoundError, NotADirectoryError):  # nothing to roll back; or its writer is done with it
+            return
+        except OSError as error:
+            hint = "run this as the user whose trail it is"
+            raise TrailError(f"the trail's journal {journal} cannot be looked at: {error.strerror}", hint) from error
+        if size > 2 * len(_JOURNAL_MAGIC) and end == _JOURNAL_MAGIC:  # a shorter one has no room for a name
+            raise TrailError(f"{journal} would have SQLite delete another file", _JOURNAL_HINT)
+
     def _explained(self, error: Exception) -> BackupdError:
         reason = _REASONS.get(_code(error))
         if reason is not None:
@@ -187,6 +217,7 @@ class SqliteStore:
 
 
 _DAMAGED_HINT = "keep the file as it is, and find out what wrote to it"
+_JOURNAL_HINT = "find out who made it, and move it away: backupd never makes one like it"
 _CHANGED_HINT = "keep the file as it is, find out who changed it, and name another in [audit] url"
 _REASONS = {
     sqlite3.SQLITE_BUSY: ("is locked by another process", "look for one that hangs, with fuser(1)"),

@@ -162,6 +162,17 @@ def test_a_trail_that_may_not_be_opened_says_so() -> None:
         directory.chmod(0o700)
 
 
+def test_a_journal_that_may_not_be_read_is_told() -> None:
+    with short_directory("bd-trail-") as directory:
+        path = directory / "audit.db"
+        trail(path).event(Operation.KEYS)
+        path.chmod(0o444)
+        (directory / "audit.db-journal").touch(mode=0)
+        directory.chmod(0o755)
+        with unprivileged(), pytest.raises(TrailError, match="cannot be looked at: Permission denied"):
+            trail(path).verify()
+
+
 def test_a_disk_that_takes_no_more_is_said_and_nothing_is_half_written(path: Path) -> None:
     """A limit on the size of files stands in for the disk's end: the write fails in the kernel either way."""
     trail(path).event(Operation.KEYS)
