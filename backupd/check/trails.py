@@ -25,7 +25,6 @@ class Told:
 
     done: dict[str, Detail] = field(default_factory=dict)
     begun: set[str] = field(default_factory=set)
-    pruned: set[str] = field(default_factory=set)
     first_backup: datetime | None = None
     last_drill: Record | None = None
     last_pass: datetime | None = None
@@ -41,8 +40,6 @@ class Told:
                 else:
                     self.begun.add(record.backup_id)
                 self.first_backup = self.first_backup or record.at
-            case Operation.PRUNE if record.backup_id is not None and record.phase in (Phase.DONE, Phase.EVENT):
-                self.pruned.add(record.backup_id)
             case Operation.RESTORE_TEST if record.phase.is_outcome:
                 self._drilled(record, record.backup_id or self.newest_drilled)
             case _:
@@ -87,9 +84,16 @@ def _guarded(trail: Trail) -> Iterator[Line]:
 
 def _agrees(parts: Parts, trail: Trail, now: datetime) -> Iterator[Line]:
     told = {name: Told() for name in parts.config.sources}
+    removals = []
     for record in trail.records():
+        if record.operation is Operation.PRUNE:
+            removals.append(record.seq)
         if record.source in told:
             told[record.source].hear(record)
+    if removals:  # no missing backup is excused by one: this version removes none
+        several = f", and {len(removals) - 1} more," if removals[1:] else ""
+        text = f"record {removals[0]}{several} tells of backups being removed, which this version of backupd never does"
+        yield problem(AREA, text, "find out who wrote it, with `backupd audit list --operation prune`")
     yield from guarded(AREA, _against_store(parts, told))
     for name, each in told.items():
         yield from _drilled(parts, name, each, now)
@@ -100,7 +104,7 @@ def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
     for name, each in told.items():
         area = f"backups {name}"
         there = {entry.backup_id: entry.digest for entry in stored.get(name, [])}
-        missing = sorted(each.done.keys() - there.keys() - each.pruned)
+        missing = sorted(each.done.keys() - there.keys())
         if missing:  # or made since the store was listed
             missing = sorted(set(missing) - parts.catalog().ids(name))
         for backup_id in missing:
@@ -128,7 +132,7 @@ def _drilled(parts: Parts, name: str, told: Told, now: datetime) -> Iterator[Lin
     hint = f"run `backupd restore-test {name}`"
     if told.last_drill is not None and told.last_drill.phase is not Phase.DONE:
         yield problem(area, f"the last drill, of {told.last_drill.at:%Y-%m-%d}, did not pass", hint)
-    for backup_id in sorted(told.older_failed & told.done.keys() - told.pruned):
+    for backup_id in sorted(told.older_failed & told.done.keys()):
         again = f"look at `backupd audit list`, and drill it again: --backup {backup_id}"
         yield warning(area, f"the last drill of {backup_id}, an older backup, did not pass", again)
     since = told.last_pass or told.first_backup

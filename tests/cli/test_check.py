@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 import pytest
 
 from backupd import manifest as manifests
+from backupd.audit.records import Operation
+from backupd.audit.sqlite import SqliteStore
+from backupd.audit.trail import Trail
 from backupd.check.host import account_of_drills
 from backupd.check.lines import State
 from backupd.config import load
@@ -201,6 +204,24 @@ def test_a_backup_that_vanished_and_one_that_nobody_recorded(clinic: Installatio
     done = clinic.run("check", "--json")
     assert done.code == 1
     assert only(done, "problem") == f"backups clinic: {moved} is in the store and not in the trail"
+
+
+def test_no_record_excuses_a_backup_that_vanished(clinic: Installation) -> None:
+    """Backupd removes none yet: who says so in the trail has forged the record, and is told with what it was to hide."""
+    gone, _ = clinic.back_up(), clinic.back_up()
+    assert clinic.store is not None
+    shutil.rmtree(clinic.store / SOURCE / gone)
+    forger = Trail(SqliteStore(str(clinic.trail)), ACTOR)
+    forger.event(Operation.PRUNE, SOURCE, backup_id=gone)
+    forger.intent(Operation.PRUNE, SOURCE, backup_id=gone).done()
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert lines(done, "problem") == [
+        "trail: record 5, and 2 more, tells of backups being removed, which this version of backupd never does",
+        f"backups clinic: {gone} is in the trail and not in the store",
+    ]
+    listed = clinic.run("audit", "list", "--operation", "prune", "--json").ok().json
+    assert [each["seq"] for each in listed] == [5, 6, 7]
 
 
 def test_a_backup_that_does_not_follow_the_one_before_it_is_named(clinic: Installation) -> None:
