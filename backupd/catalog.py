@@ -2,21 +2,23 @@
 
 Owns the layout of names, `<source>/<backup_id>/<artifact>` and `manifest.asc` beside them, and the reading and publishing of
 manifests. Never reads artifacts' contents, and never believes a manifest whose signature, place or form is wrong.
+Of artifacts it knows what a listing tells: whether they are there, and how large they are.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from backupd import manifest as manifests
 from backupd.errors import BackupdError, ObjectMissing, StoreError, Tampered
-from backupd.manifest import BACKUP_ID, SOURCE_NAME, Manifest, Predecessor
+from backupd.manifest import ARTIFACTS, BACKUP_ID, SOURCE_NAME, Artifact, Manifest, Predecessor
 from backupd.openpgp.cleartext import TEXT_BYTES, Verified
 from backupd.redact import printable
 from backupd.stores import Store, StoredObject
@@ -31,7 +33,10 @@ CHANGED = "restore another backup with --backup ID, and find out who changed thi
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One name in the catalogue. Exactly one of `manifest` and `problem` is there."""
+    """One name in the catalogue. Exactly one of `manifest` and `problem` is there.
+
+    `loss` says which artifacts of a good manifest are not all there. Only `Catalog.list` looks: whoever reads them finds out.
+    """
 
     source: str
     backup_id: str
@@ -39,12 +44,21 @@ class Entry:
     manifest: Manifest | None = None
     problem: BackupdError | None = None
     locked_until: datetime | None = None
+    loss: str = ""
 
     def proved(self) -> Manifest:
         """The manifest, or the error that kept it from being believed."""
         if self.manifest is None:
             raise self.problem or Tampered(f"{self.backup_id} has no manifest")
         return self.manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A manifest in a listing, and by name the sizes of the artifacts beside it that were listed before it."""
+
+    stored: StoredObject
+    sizes: Mapping[str, int]
 
 
 class Catalog:
@@ -65,10 +79,13 @@ class Catalog:
         return self._store
 
     def list(self, source: str | None = None) -> list[Entry]:
-        """Every backup, or every one of a source, oldest first; one that cannot be believed is there with its problem."""
+        """Every backup, or every one of a source, oldest first; one that cannot be believed is there with its problem.
+
+        One whose artifacts are not all there, with the sizes that its manifest says, is there with its loss.
+        """
         found = list(self._manifests(source))
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(self._entry, found))
+            return list(pool.map(self._with_loss, found))
 
     def get(self, source: str, backup_id: str) -> Entry:
         """One backup. Raises ObjectMissing when there is none of this id, StoreError when the store does not answer."""
@@ -90,12 +107,12 @@ class Catalog:
         Without those that lie in the future: they need no key to be put there, and would be the newest for ever.
         """
         for each in reversed(list(self._manifests(source))):
-            if not self._ahead(each.name.split("/")[1]):
-                yield self._entry(each)
+            if not self._ahead(each.stored.name.split("/")[1]):
+                yield self._entry(each.stored)
 
     def ids(self, source: str) -> set[str]:
         """Of all backups of a source that are there, believed or not; nothing is read."""
-        return {each.name.split("/")[1] for each in self._manifests(source)}
+        return {each.stored.name.split("/")[1] for each in self._manifests(source)}
 
     def publish(self, manifest: Manifest, signed: bytes) -> str:
         """Write the signed manifest, create-only: from now on the backup exists. Returns the digest of the stored bytes."""
@@ -105,23 +122,42 @@ class Catalog:
             raise StoreError(f"the store gives back other bytes for {name} than were written", "do not trust this store")
         return hashlib.sha256(signed).hexdigest()
 
-    def _manifests(self, source: str | None) -> Iterator[StoredObject]:
-        """Manifests by name, which is by source and then by time. Other names are not ours and are passed over.
+    def _manifests(self, source: str | None) -> Iterator[_Found]:
+        """Manifests by name, which is by source and then by time. Names that are not ours are passed over.
 
         In a directory as a store, another directory may stand in a manifest's place: that one is here, and cannot be read.
         """
-        last = ""
+        last, beside = "", ""
+        sizes: dict[str, int] = {}
         for each in self._store.list("" if source is None else f"{source}/"):
             match each.name.split("/"):
+                case [_, _, artifact] if artifact in ARTIFACTS.values():
+                    place = each.name.removesuffix(artifact)
+                    sizes = {**(sizes if place == beside else {}), artifact: each.size}
+                    beside = place
                 case [where, backup_id, "manifest.asc", *_] if SOURCE_NAME.fullmatch(where) and BACKUP_ID.fullmatch(backup_id):
                     name = name_of(where, backup_id, MANIFEST)
                     if name != last:
-                        yield each if each.name == name else StoredObject(name, 0, each.modified_at)
+                        stored = each if each.name == name else StoredObject(name, 0, each.modified_at)
+                        yield _Found(stored, sizes if beside == name_of(where, backup_id, "") else {})
                     last = name
 
     def _ahead(self, backup_id: str) -> bool:
         """Whether an id lies more than a day in the future: clocks differ, but not so much."""
         return backup_id > f"{self._now() + timedelta(days=1):%Y%m%dT%H%M%SZ}~"
+
+    def _with_loss(self, found: _Found) -> Entry:
+        """The entry, with what was lost of the backup."""
+        entry = self._entry(found.stored)
+        if entry.manifest is None or not _loss(entry.manifest, found.sizes):
+            return entry
+        # It may have been made while the store was listed, page by page, and its artifacts come before its manifest.
+        beside = name_of(entry.source, entry.backup_id, "")
+        try:
+            sizes = {each.name.removeprefix(beside): each.size for each in self._store.list(beside)}
+        except StoreError as error:
+            return Entry(entry.source, entry.backup_id, problem=_alone(error), locked_until=entry.locked_until)
+        return dataclasses.replace(entry, loss=_loss(entry.manifest, sizes))
 
     def _entry(self, found: StoredObject) -> Entry:
         source, backup_id, _ = found.name.split("/")
@@ -156,6 +192,17 @@ class Catalog:
                 "somebody copied it there: restore another backup with --backup ID, and find out who",
             )
         return digest, manifest
+
+
+def _loss(manifest: Manifest, sizes: Mapping[str, int]) -> str:
+    """Which artifacts are not all there, by the sizes of those that are; "" when none is lacking."""
+    return ", ".join(_lacking(each, sizes.get(each.name)) for each in manifest.artifacts if sizes.get(each.name) != each.size)
+
+
+def _lacking(artifact: Artifact, size: int | None) -> str:
+    if size is None:
+        return f"{artifact.name} is not in the store"
+    return f"{artifact.name} has {size} bytes, and its manifest says {artifact.size}"
 
 
 def _alone(error: BackupdError) -> BackupdError:

@@ -18,12 +18,13 @@ from backupd.manifest import Manifest, Predecessor, render
 from backupd.openpgp import Home, cleartext, keys
 from backupd.openpgp.cleartext import Verified
 from backupd.stores import open_store
+from tests.stores.pages import Pages
 from tests.test_manifest import manifest as some_manifest
 
 
 @dataclass
 class Shelf:
-    """A catalogue over a directory, whose backups are manifests alone: their artifacts are nobody's concern here."""
+    """A catalogue over a directory, whose backups are manifests alone, unless a test fills them."""
 
     directory: Path
     catalog: Catalog
@@ -40,6 +41,13 @@ class Shelf:
         whole = dataclasses.replace(whole, source=dataclasses.replace(whole.source, name=source))
         self.catalog.publish(whole, cleartext.sign(self.home, render(whole), signer or self.signer))
         return whole
+
+    def fill(self, made: Manifest) -> Path:
+        """Put the artifact beside a manifest, as large as that says; where it is."""
+        [artifact] = made.artifacts
+        path = self.path(made).with_name(artifact.name)
+        path.write_bytes(bytes(artifact.size))
+        return path
 
     def path(self, made: Manifest) -> Path:
         """The stored manifest."""
@@ -92,6 +100,66 @@ def test_what_has_no_manifest_is_no_backup(shelf: Shelf) -> None:
     (shelf.directory / "clinic" / "20261125T000000Z-000000" / "database.dump.gpg").write_bytes(b"x")
     (shelf.directory / "clinic" / "notes.txt").write_bytes(b"x")
     assert [entry.backup_id for entry in shelf.catalog.list()] == [made.backup_id]
+
+
+class TestArtifacts:
+    """That they are there is seen in the listing that finds the manifests."""
+
+    def test_one_that_is_gone_or_of_another_size_is_a_loss(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in range(1, 5)]
+        paths = [shelf.fill(each) for each in made]
+        assert [entry.loss for entry in shelf.catalog.list()] == [""] * 4
+        paths[0].unlink()
+        paths[1].write_bytes(bytes(2))
+        paths[3].unlink()
+        paths[3].mkdir()
+        (paths[3] / "x").write_bytes(bytes(3))
+        gone = "database.dump.gpg is not in the store"
+        entries = shelf.catalog.list("clinic")
+        assert [entry.loss for entry in entries] == [gone, "database.dump.gpg has 2 bytes, and its manifest says 3", "", gone]
+        assert [entry.proved() for entry in entries] == made
+        assert chain_problems(entries) == {}
+
+    def test_another_backups_artifact_does_not_stand_in_for_one(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in (1, 2)]
+        shelf.fill(made[0])
+        assert [bool(entry.loss) for entry in shelf.catalog.list()] == [False, True]
+
+    def test_sound_backups_cost_no_further_listing_and_others_one_each(self, shelf: Shelf) -> None:
+        made = [shelf.add(day) for day in range(1, 9)]
+        paths = [shelf.fill(each) for each in made]
+        store = Pages(shelf.catalog.store)
+        catalog = Catalog(store, lambda signed: cleartext.verify(shelf.home, signed, {shelf.signer}))
+        catalog.list()
+        assert store.listed == [""]
+        for path in paths[2:4]:
+            path.unlink()
+        store.listed.clear()
+        catalog.list()
+        assert sorted(store.listed) == ["", *(f"clinic/{each.backup_id}/" for each in made[2:4])]
+        assert catalog.get("clinic", made[2].backup_id).loss == ""
+        assert len(store.listed) == 4
+
+    def test_a_backup_that_is_made_while_the_store_is_listed_has_lost_nothing(self, shelf: Shelf) -> None:
+        """Its roles are there when a page ends behind them, and then come its database and its manifest."""
+        made = shelf.add(1)
+        database, manifest = shelf.fill(made), shelf.path(made)
+        roles = database.with_name("globals.sql.gpg")
+        roles.write_bytes(b"x")
+        whole = {path: path.read_bytes() for path in (database, manifest)}
+        for path in whole:
+            path.unlink()
+
+        def finish(last: str) -> None:
+            for path, data in whole.items():
+                if last.endswith(roles.name) and not path.exists():
+                    path.write_bytes(data)
+
+        store = Pages(shelf.catalog.store, finish)
+        catalog = Catalog(store, lambda signed: cleartext.verify(shelf.home, signed, {shelf.signer}))
+        [entry] = catalog.list()
+        assert (entry.proved(), entry.loss) == (made, "")
+        assert len(store.listed) == 2, "the first listing showed the manifest alone"
 
 
 def test_a_manifest_in_anothers_place_is_not_believed(shelf: Shelf) -> None:

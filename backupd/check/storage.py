@@ -57,11 +57,15 @@ def _backups(parts: Parts, now: datetime, name: str, entries: list[Entry]) -> It
     for each in entries:
         if each.problem is not None:
             yield problem(area, each.problem.message, each.problem.hint or "find out who changed it")
+        if each.loss:
+            yield problem(
+                area, f"{each.backup_id} is not all there: {each.loss}", "it cannot be restored: find out who removed it"
+            )
     for backup_id, text in chain_problems(entries).items():
         yield warning(area, f"{backup_id} {text}", "find out who removed or added a backup")
-    good = [each.manifest for each in entries if each.manifest is not None]
+    good = [each.manifest for each in entries if each.manifest is not None and not each.loss]
     if not good:
-        yield warning(area, "there is no backup yet", f"run `backupd backup {name}`")
+        yield warning(area, "there is no good backup" if entries else "there is no backup yet", f"run `backupd backup {name}`")
         return
     newest = good[-1]
     age, promised = now - newest.snapshot.taken_at, parts.config.drill.rpo_hours

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def command(session: Session, source: str | None) -> int:
     """List the backups of SOURCE, or of all sources, oldest first.
 
-    A backup whose manifest cannot be believed, or that does not follow the one before it, is listed with what is wrong with it,
-    and the exit code is 1.
+    A backup whose manifest cannot be believed, that is not all there, or that does not follow the one before it, is listed with
+    what is wrong with it, and the exit code is 1.
 
     \b
     backupd list
@@ -36,13 +36,15 @@ def command(session: Session, source: str | None) -> int:
             service.source(source)
     order = {backup_id: text for each in by_source(entries).values() for backup_id, text in chain_problems(each).items()}
     session.result([_to_json(each, order) for each in entries], lambda: _table(entries, order))
-    return int(any(each.manifest is None or each.backup_id in order for each in entries))
+    return int(any(_state(each, order)[1] for each in entries))
 
 
 def _state(entry: Entry, order: dict[str, str]) -> tuple[str, str]:
     """The state in a word, and what is wrong."""
     if entry.manifest is None:
         return "damaged", entry.problem.message if entry.problem is not None else "it has no manifest"
+    if entry.loss:
+        return "damaged", "; ".join(each for each in (entry.loss, order.get(entry.backup_id)) if each)
     if entry.backup_id in order:
         return "out of order", order[entry.backup_id]
     return "committed", ""

@@ -224,6 +224,29 @@ def test_no_record_excuses_a_backup_that_vanished(clinic: Installation) -> None:
     assert [each["seq"] for each in listed] == [5, 6, 7]
 
 
+def test_backups_whose_data_is_gone_are_told(clinic: Installation) -> None:
+    """Their manifests are there and good, and nobody could restore them."""
+    whole = clinic.back_up()
+    clinic.run("list").ok()
+    assert clinic.store is not None
+    for path in (clinic.store / SOURCE).glob("*/*.gpg"):
+        path.unlink()
+    loss = "database.dump.gpg is not in the store, globals.sql.gpg is not in the store"
+    listed = clinic.run("list", "--json")
+    assert listed.code == 1
+    assert [(each["backup_id"], each["state"], each["problem"]) for each in listed.json] == [(whole, "damaged", loss)]
+    assert f"{SOURCE}/{whole}: {loss}" in clinic.run("list").stderr
+    done = clinic.run("check", "--json")
+    assert done.code == 1
+    assert only(done, "problem") == f"backups clinic: {whole} is not all there: {loss}"
+    assert "backups clinic: there is no good backup" in lines(done, "warning")
+
+    made = clinic.back_up()
+    assert any(
+        each.startswith(f"backups clinic: the newest of 1, {made}, is ") for each in lines(clinic.run("check", "--json"), "ok")
+    )
+
+
 def test_a_backup_that_does_not_follow_the_one_before_it_is_named(clinic: Installation) -> None:
     """The line says which of them does not."""
     first, gone, last = (clinic.back_up() for _ in range(3))
