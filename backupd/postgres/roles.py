@@ -148,7 +148,7 @@ class _Statement:
         uppers = [token.upper for token in self.tokens]
         if "ON" in uppers:
             match uppers[uppers.index("ON") + 1 :]:
-                case ["PARAMETER", *_]:
+                case ["PARAMETER", *_] if self.grantee():
                     return "parameter"
                 case ["TABLESPACE", *_]:
                     return "skip"
@@ -156,6 +156,15 @@ class _Statement:
         if uppers[0] == "GRANT" and uppers[2:3] == ["TO"] and len(uppers) > 3:
             return "grant"
         raise self.strange()
+
+    def grantee(self) -> int:
+        """Which token is the one role that a privilege is granted to or revoked from; 0 when there is no one such role."""
+        uppers = [token.upper for token in self.tokens]
+        link = "TO" if uppers[0] == "GRANT" else "FROM"
+        if link not in uppers:
+            return 0
+        at = uppers.index(link) + 1
+        return at if at < len(uppers) and self.tokens[at].name and uppers[at + 1 :] in ([], ["WITH", "GRANT", "OPTION"]) else 0
 
     def strange(self) -> Tampered:
         start = printable(" ".join(word for word in self.words(4) if word))
@@ -189,11 +198,9 @@ class _Application:
                 case "alter":
                     self._alter(statement)
                 case "set" | "comment":
-                    self._optional(statement, statement.tokens[3 if statement.kind() == "comment" else 2].name)
+                    self._optional(statement, 3 if statement.kind() == "comment" else 2)
                 case "parameter":
-                    self._optional(
-                        statement, statement.tokens[[t.upper for t in statement.tokens].index("ON") + 2].name, new=False
-                    )
+                    self._parameter(statement)
                 case "grant":
                     self._grant(statement)
                 case "skip":
@@ -249,13 +256,28 @@ class _Application:
         text = f"GRANT {_quoted(group)} TO {_quoted(member)}" + (f" WITH {', '.join(options)}" if options else "")
         self._execute(text, f"make {printable(member)} a member of {printable(group)}")
 
-    def _optional(self, statement: _Statement, name: str, *, new: bool = True) -> None:
-        """What a role can do without: a setting that this server does not know, a comment. A failure is only reported."""
-        if new and name not in self._created:
+    def _parameter(self, statement: _Statement) -> None:
+        """Who may set `archive_command` runs programs on the server: no role that was here before gets that, nor do all."""
+        at = statement.grantee()
+        if statement.tokens[at].name in self._created:
+            self._optional(statement, at)
             return
+        shown = printable(" ".join(token.text for token in statement.tokens))
+        self._skipped.append(f"{shown}: only the roles that are made have their rights changed")
+
+    def _optional(self, statement: _Statement, at: int) -> None:
+        """What a role can do without: a setting that this server does not know, a comment. A failure is only reported.
+
+        The role is the token at `at`, and is always quoted: there are words that stand for another role than the one so named.
+        """
+        name = statement.tokens[at].name
+        if name not in self._created:
+            return
+        words = [token.text for token in statement.tokens]
+        words[at] = _quoted(name)
         try:
             with self._connection.transaction():
-                self._connection.execute(statement.text.encode())
+                self._connection.execute(" ".join(words).encode())
         except psycopg.Error as error:
             what = " ".join(word for word in statement.words(5) if word)
             reason = translate(error, f"run {what} for {printable(name)}").message

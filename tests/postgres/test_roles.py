@@ -133,6 +133,32 @@ def test_a_role_that_exists_is_left_as_it_is(superuser: Connection) -> None:
     assert {row[:2] for row in _members(superuser)} == {("old", "fresh")}
 
 
+def test_parameters_are_granted_to_new_roles_alone(superuser: Connection) -> None:
+    """Who may set `archive_command` has a shell on the target: no role that was there gets that from a source, nor do all."""
+    superuser.execute("CREATE ROLE old")
+    report = roles.apply(
+        superuser,
+        "CREATE ROLE old;\nCREATE ROLE fresh;\nGRANT ALTER SYSTEM ON PARAMETER archive_command TO old;\n"
+        "GRANT ALL ON PARAMETER log_statement TO PUBLIC;\nREVOKE ALL ON PARAMETER log_statement FROM postgres;\n"
+        'GRANT SET,ALTER SYSTEM ON PARAMETER archive_command TO fresh WITH GRANT OPTION;\nCREATE ROLE "current_user";\n'
+        "GRANT SET ON PARAMETER log_statement TO current_user;\n",
+    )
+    assert report == roles.RolesReport(
+        ("fresh", "current_user"),
+        ("old",),
+        (
+            "GRANT ALTER SYSTEM ON PARAMETER archive_command TO old: only the roles that are made have their rights changed",
+            "GRANT ALL ON PARAMETER log_statement TO PUBLIC: only the roles that are made have their rights changed",
+            "REVOKE ALL ON PARAMETER log_statement FROM postgres: only the roles that are made have their rights changed",
+        ),
+    )
+    privileges = superuser.execute(
+        "SELECT parname, pg_catalog.array_agg(DISTINCT grantee::regrole::text) FROM pg_parameter_acl, aclexplode(paracl)"
+        " WHERE grantee <> 10 GROUP BY parname ORDER BY parname"
+    ).fetchall()
+    assert privileges == [("archive_command", ["fresh"]), ("log_statement", ['"current_user"'])]
+
+
 def test_attributes_hashes_and_odd_names_are_kept(superuser: Connection) -> None:
     report = roles.apply(
         superuser,
@@ -218,6 +244,10 @@ def test_what_a_server_does_not_know_is_reported_and_nothing_else(superuser: Con
         "ALTER ROLE a RENAME TO b;",
         "GRANT ALL ON TABLE users TO a;",
         "GRANT a, b TO c;",
+        "GRANT SET ON PARAMETER log_statement TO a, b;",
+        "GRANT SET ON PARAMETER log_statement TO GROUP a;",
+        "GRANT SET ON PARAMETER log_statement FROM a;",
+        "REVOKE SET ON PARAMETER log_statement FROM a, b;",
         "COPY t FROM PROGRAM 'id';",
         "COMMENT ON TABLE t IS 'x';",
         "ALTER SYSTEM SET ssl = off;",
