@@ -27,7 +27,7 @@ from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, name_of, predecessor
 from backupd.columns import ciphers
-from backupd.errors import Interrupted, KeyUnusable, ProcessFailed
+from backupd.errors import Interrupted, KeyUnusable, ProcessFailed, Refused
 from backupd.manifest import (
     ARTIFACTS,
     Artifact,
@@ -114,7 +114,8 @@ def back_up(
                 left = _PERHAPS_A_BACKUP
                 manifest = making.commit()
             size = sum(each.size for each in manifest.artifacts)
-            run.note(size=size, session=making.session, manifest_sha256=making.published, notes=manifest.notes)
+            kept_in = making.catalog.store.url
+            run.note(size=size, session=making.session, store=kept_in, manifest_sha256=making.published, notes=manifest.notes)
     except Interrupted as error:
         error.hint = left
         raise
@@ -279,6 +280,7 @@ class _Making:
     def _prepare(self) -> None:
         """What can be done while pg_dump starts: open the store, sweep what dead runs left, find the backup before this one."""
         self.catalog = self.open_catalog()
+        self._require_filled()
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
@@ -293,6 +295,20 @@ class _Making:
         named = [f"an earlier backup, {each}, is in the trail and not in the store" for each in missing[:_MISSING_NAMED]]
         more = len(missing) - len(named)
         self.notes += [*named, *([f"so are {more} more that the trail knows"] if more else [])]
+
+    def _require_filled(self) -> None:
+        """Raises Refused for a store that holds nothing, though the trail tells of backups in it.
+
+        Where a disk is not mounted its mount point is there, and what is written to that would be hidden under the disk.
+        """
+        store = self.catalog.store
+        if self.catalog.ids(self.source.name) or next(iter(store.list()), None) is not None:
+            return
+        if known := self.trail.kept_in(store.url):
+            raise Refused(
+                f"{printable(store.url)} is empty, and the trail knows {known} backup{'s'[: known > 1]} in it",
+                "is its disk mounted? If they are lost, find out who removed them, and begin in another place: [store] url",
+            )
 
     def _expect(self, pipeline: Pipeline) -> None:
         """What a restore must show, read beside the dump from the same snapshot."""

@@ -163,6 +163,11 @@ class Trail:
                 seen[record.backup_id] = seen.get(record.backup_id, False) or record.phase is Phase.DONE
         return seen
 
+    def kept_in(self, store: str) -> int:
+        """How many backups the trail says were done in the store of this URL. Backups of before it noted that do not count."""
+        done = (each for each in self.records() if (each.operation, each.phase) == (Operation.BACKUP, Phase.DONE))
+        return len({each.backup_id for each in done if each.details.get("store") == store})
+
     def published(self, backup_id: str) -> str | None:
         """The SHA-256 of the manifest that the run of this backup published, in hex; None where the trail does not tell.
 

@@ -60,3 +60,24 @@ def test_a_backup_that_was_removed_shows_in_the_list_and_its_exit_code(clinic: I
     done = clinic.run("list", "--json")
     assert done.code == 1
     assert [(each["backup_id"], each["state"]) for each in done.json] == [(made[0], "committed"), (made[2], "out of order")]
+
+
+def test_an_empty_place_is_not_taken_for_the_store_that_is_known(clinic: Installation) -> None:
+    """Its disk is not mounted: the directory is missing, or the bare mount point is there. Nothing is written to either."""
+    clinic.back_up()
+    assert clinic.store is not None
+    away = clinic.store.rename(clinic.directory / "away")
+    for _ in range(2):
+        done = clinic.run("backup")
+        assert done.code == 4
+        assert f"{clinic.store} is empty, and the trail knows 1 backup in it" in done.stderr
+        assert "is its disk mounted?" in done.stderr
+        assert not clinic.store.exists() or list(clinic.store.iterdir()) == []
+        clinic.store.mkdir(exist_ok=True)
+    clinic.run(
+        "backup", config=clinic.configure("elsewhere.toml", store=f'[store]\nurl = "{(clinic.directory / "new").as_uri()}"\n')
+    ).ok()
+    clinic.store.rmdir()
+    away.rename(clinic.store)
+    clinic.run("backup").ok()
+    assert len(clinic.run("list", "--json").ok().json) == 2
