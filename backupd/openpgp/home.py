@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 — the one place that is in memory on every Linux; what is made in it is 0700
 # For calls that use keys. Not for those that read them: without a trust database gpg 2.2.40 gives up on a revoked key.
 TRUSTING = ("--trust-model", "always")
+_ROOM_BYTES = 256 << 10  # of a home with a few keys; without it gpg says of each key that it is none
 KEY_FILE_BYTES = 1 << 20  # no key of use is larger; what is larger was made to be slow
 CALL_TIMEOUT_S = 120.0  # of one short call; a busy machine may take its time, a stuck gpg may not have for ever
 SOCKET_NAME_BYTES = 106  # sun_path has 108 with its NUL, unix(7); gpg-agent does not start with one byte less than that
@@ -72,7 +73,7 @@ class Home:
     """
 
     def __init__(self, gpg: str = "gpg", *, directory: Path | None = None, shared_memory: Path = SHARED_MEMORY) -> None:
-        """Raises ConfigError: no such program, or a directory that cannot serve."""
+        """Raises ConfigError: no such program, or a directory that cannot serve. Raises BackupdError when there is no room."""
         self._gpg = _program(gpg)
         self._shared_memory = shared_memory
         base = directory if directory is not None else _default_base(shared_memory)
@@ -85,6 +86,8 @@ class Home:
         self._closing = threading.RLock()
         try:
             _sweep(base, self._gpg)
+            if shutil.disk_usage(base).free < _ROOM_BYTES:
+                raise BackupdError(f"{base} is full", "gpg's keys and agent need room there: see what fills it")
             with interrupts.held():
                 self.path, self._lock = _create(base)
                 interrupts.owe(self.close)

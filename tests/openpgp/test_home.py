@@ -22,6 +22,7 @@ from backupd.openpgp.home import colons, in_memory
 from backupd.pipeline import run
 from backupd.redact import Secret
 from tests.openpgp.conftest import Ring, make_key
+from tests.parts.mounts import with_mounts
 
 
 @pytest.fixture
@@ -258,3 +259,20 @@ def test_a_secret_key_that_was_shown_is_not_in_the_home(home: Home, ring: Ring) 
     for listing in ("--list-secret-keys", "--list-keys"):
         assert {record.kind for record in colons(home.call(listing, "--with-colons").stdout)} <= {"tru"}
     assert not list(home.path.glob("private-keys-v1.d/*"))
+
+
+def test_a_full_shared_memory_is_said_to_be_full() -> None:
+    """And no key to be none: gpg, which can write nothing, would say that."""
+    program = """
+import sys
+from pathlib import Path
+from backupd.errors import BackupdError
+from backupd.openpgp import Home
+
+try:
+    Home(directory=Path(sys.argv[1]))
+except BackupdError as error:
+    print(error.message, error.exit_code)
+"""
+    said = with_mounts("mount -t tmpfs -o size=64k none /mnt", program, ["/mnt"])  # a short path, and nobody else's
+    assert said == "/mnt is full 1\n"
