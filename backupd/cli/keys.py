@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ import click
 from backupd.cli.release import release, request
 from backupd.cli.session import Cell, Session, options, table
 from backupd.cli.trails import trail_of
-from backupd.errors import BackupdError, ConfigError
+from backupd.errors import BackupdError, ConfigError, Refused
 from backupd.redact import printable
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ ROLES = (
     Role("escrow", "encrypt", "the backup host", "offline, in a safe: it opens backups when all else is lost"),
     Role("signing", "sign", "every host that restores", "the backup host's custodian, such as a systemd credential"),
 )
+_NAME_YOUR_OWN = "name a new directory, or one of your own"
 REVOKING = b"Importing this ends the use of the key. To do that, remove the colon before the dashes, and gpg --import it.\n"
 
 
@@ -74,7 +75,10 @@ command.add_command(release)
 
 @command.command("generate", short_help="Make an operations, an escrow and a signing key, or one of them.")
 @click.option(
-    "--directory", type=click.Path(path_type=Path), required=True, help="Where to: new or empty, best on a tmpfs (/dev/shm)."
+    "--directory",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Where to: new, or your own and empty; best on a tmpfs (/dev/shm).",
 )
 @click.option(
     "--only",
@@ -159,15 +163,26 @@ def _recorded(session: Session, *, needed: bool = False, **details: str) -> Iter
 
 
 def _write(directory: Path, made: Sequence[tuple[Role, KeyPair]]) -> bool:
-    """Write the files, all or none; whether the directory is on a disk, as far as can be told."""
+    """Write the files, all or none; whether the directory is on a disk, as far as can be told.
+
+    Raises Refused for a directory of another user, who could have made it in /dev/shm to put keys of their own in it, and
+    ConfigError for one that is not empty, not private or not to be written.
+    """
     from backupd.openpgp.home import in_memory
 
-    written: list[Path] = []
+    written: list[str] = []
+    if directory.is_symlink():
+        raise Refused(f"{directory} is a symbolic link, which may lead into a directory of another user", _NAME_YOUR_OWN)
+    opened = -1
     try:
         directory.mkdir(mode=0o700, exist_ok=True)
+        opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)  # and no other from here on
+        status = os.fstat(opened)
+        if status.st_uid != os.geteuid():
+            raise Refused(f"{directory} belongs to another user, id {status.st_uid}, who could exchange keys", _NAME_YOUR_OWN)
         if any(directory.iterdir()):
             raise ConfigError(f"{directory} is not empty", "name a new directory: keys are never written over")
-        if directory.stat().st_mode & 0o077:
+        if status.st_mode & 0o077:
             raise ConfigError(f"{directory} is open to other users", f"chmod 700 {directory}, or name a new one")
         for role, pair in made:
             for kind, data in (
@@ -175,22 +190,26 @@ def _write(directory: Path, made: Sequence[tuple[Role, KeyPair]]) -> bool:
                 ("sec", pair.secret.reveal()),
                 ("rev", REVOKING + pair.revocation.reveal()),
             ):
-                path = directory / f"{role.name}.{kind}.asc"
-                descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-                written.append(path)  # ours, and so to be removed if the rest fails
+                name = f"{role.name}.{kind}.asc"
+                descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=opened)
+                written.append(name)  # ours, and so to be removed if the rest fails
                 with os.fdopen(descriptor, "wb") as file:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
         return not in_memory(directory)
     except BaseException as error:
-        for path in written:
-            path.unlink(missing_ok=True)
+        for name in written:
+            with suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=opened)
         if not isinstance(error, OSError):
             raise
         raise ConfigError(
             f"cannot write keys to {directory}: {error.strerror}", "name a directory that can be made, with room in it"
         ) from error
+    finally:
+        if opened >= 0:
+            os.close(opened)
 
 
 def _named(files: Sequence[Path]) -> Iterator[Seen]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,39 @@ def test_a_directory_open_to_others_gets_no_keys(lived_in: Installation, memory:
     assert done.code == 2
     assert "open to other users" in done.error["error"]
     assert list(memory.iterdir()) == []
+
+
+def test_a_directory_of_another_user_gets_no_keys(lived_in: Installation, memory: Path) -> None:
+    """In /dev/shm anybody could have made it before, and would exchange a public key for one of their own."""
+    directory = memory
+    if os.geteuid() == 0:
+        directory.mkdir(mode=0o700)
+        os.chown(directory, 65534, -1)
+    else:
+        directory = Path("/")
+    done = lived_in.run("keys", "generate", "--directory", str(directory), "--json")
+    assert (done.code, done.error["exit_code"]) == (4, 4)
+    assert "belongs to another user" in done.error["error"]
+    assert "one of your own" in done.error["hint"]
+    assert not FILES & {path.name for path in directory.iterdir()}
+    assert lived_in.records()[-1]["phase"] == "refused"
+
+
+@pytest.mark.parametrize("led_to", ["a directory", "nothing"])
+def test_no_keys_are_written_through_a_link(lived_in: Installation, memory: Path, tmp_path: Path, led_to: str) -> None:
+    """Not though it leads into a directory that is one's own: whose the link is may change it."""
+    end = tmp_path / "end"
+    if led_to == "a directory":
+        end.mkdir(mode=0o700)
+    memory.symlink_to(end)
+    try:
+        done = lived_in.run("keys", "generate", "--directory", f"{memory}/", "--json")
+    finally:
+        memory.unlink()
+    assert done.code == 4
+    assert "is a symbolic link" in done.error["error"]
+    assert done.error["hint"]
+    assert not end.exists() or list(end.iterdir()) == []
 
 
 def test_configured_keys_are_shown_with_what_each_is_for(lived_in: Installation) -> None:
