@@ -68,7 +68,12 @@ class Session:
     def result(self, value: object, table: Callable[[], None]) -> None:
         """Print a result: `value` as JSON with --json, or else whatever `table` prints."""
         if self.json:
-            print(json.dumps(value, ensure_ascii=False, default=str))
+            text = json.dumps(value, ensure_ascii=False, default=str)
+            try:
+                text.encode(sys.stdout.encoding)
+            except UnicodeEncodeError:  # half a character, which whoever forges a record can put in it; or a terminal of old
+                text = json.dumps(value, default=str)  # the same in ASCII
+            print(text)
         else:
             table()
 

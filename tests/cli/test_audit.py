@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
+from uuid import uuid4
 
-from backupd.audit.records import Operation
+import pytest
+
+from backupd.audit import Stored
+from backupd.audit.records import Actor, Operation, Phase, Record, Via, render
+from backupd.audit.sqlite import SqliteStore
+from backupd.audit.trail import Trail
+from tests.audit.examples import ACTOR
 from tests.installation import CHECKOUT, SOURCE, Installation
 
 
@@ -46,6 +55,27 @@ def test_the_operations_that_are_offered_are_those_that_something_records(lived_
     sources = [path for path in (CHECKOUT / "backupd").rglob("*.py") if path.parent.name != "audit"]
     used = {name for path in sources for name in re.findall(r"\bOperation\.([A-Z_]+)\b", path.read_text("utf-8"))}
     assert sorted(offered) == sorted(Operation[name] for name in used - {"PRUNE"})  # which `check` alone knows of
+
+
+@pytest.mark.parametrize("encoding", ["", "utf-8", "ascii"])
+def test_a_forged_record_with_half_a_character_is_listed_all_the_same(clinic: Installation, encoding: str) -> None:
+    """UTF-8 has no lone surrogates, and JSON has; the second is one that Python would print as a byte that is no UTF-8."""
+    text = "Zoë \ud800 \udc80"
+    Trail(SqliteStore(str(clinic.trail)), ACTOR).event(Operation.KEYS, SOURCE)
+
+    def forged(head: Stored | None) -> bytes:
+        assert head is not None
+        actor = Actor(text, "host", Via.CLI, operator=text, reason=text)
+        record = Record(2, datetime.now(UTC), uuid4().hex, Operation.KEYS, Phase.EVENT, actor, error=text, details={text: text})
+        return render(dataclasses.replace(record, previous=head.sha256))
+
+    SqliteStore(str(clinic.trail)).append(forged)
+    env = {"PYTHONIOENCODING": encoding} if encoding else {}
+    for arguments in (("list",), ("show", "2")):
+        shown = clinic.run("audit", *arguments, "--json", env=env).ok().json
+        found = shown[-1] if isinstance(shown, list) else shown
+        assert (found["actor"]["operator"], found["error"], found["details"]) == (text, text, {text: text})
+        clinic.run("audit", *arguments, env={"PYTHONIOENCODING": "utf-8"}).ok()
 
 
 def test_one_record_is_shown_whole(lived_in: Installation) -> None:
