@@ -25,7 +25,7 @@ from backupd import __version__, logs, openpgp, transfer
 from backupd import manifest as manifests
 from backupd.audit.records import Operation
 from backupd.audit.trail import Trail
-from backupd.catalog import Catalog, name_of, predecessor
+from backupd.catalog import Catalog, Entry, name_of, predecessor
 from backupd.columns import ciphers
 from backupd.errors import Interrupted, KeyUnusable, ProcessFailed, Refused
 from backupd.manifest import (
@@ -54,6 +54,7 @@ from backupd.transfer import Progress, Sent, Stream
 log = logs.get(__name__)
 
 _MISSING_NAMED = 3  # of the backups that a manifest notes as missing: `check` names all
+_LOOKED_AT = 100  # backups, for one to follow: whoever can write the store can put any number there, and each costs a gpg
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +227,7 @@ class _Making:
             start(self._expect, database)
             ahead = transfer.Ahead(database, beside)
             try:
-                self._prepare()
+                self._prepare(database)
                 if globals_ is not None:
                     start(lambda pipeline: self._send(Kind.GLOBALS, pipeline), globals_)
                 self._send(Kind.DATABASE, database, ahead, expected=self.held.server.database_size)
@@ -277,19 +278,14 @@ class _Making:
             raise ProcessFailed(f"gpg ended well and gave nothing for {name}", "nothing was stored; run it again")
         messages.assert_sealed_to(sent.head, self.sealing.recipients)
 
-    def _prepare(self) -> None:
+    def _prepare(self, database: Pipeline) -> None:
         """What can be done while pg_dump starts: open the store, sweep what dead runs left, find the backup before this one."""
         self.catalog = self.open_catalog()
         self._require_filled()
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
-        entries = self.catalog.newest_first(self.source.name)
-        newest = next(entries, None)
-        if newest is not None and newest.problem is not None:
-            self.notes.append(f"the backup before this one, {newest.backup_id}, cannot be believed: {newest.problem.message}")
-            newest = next((entry for entry in entries if entry.manifest is not None), None)
-        self.previous = predecessor(newest)
+        self.previous = predecessor(self._newest_believed(database))
         done = {backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done}
         missing = sorted(done - self.catalog.ids(self.source.name), reverse=True)
         named = [f"an earlier backup, {each}, is in the trail and not in the store" for each in missing[:_MISSING_NAMED]]
@@ -309,6 +305,22 @@ class _Making:
                 f"{printable(store.url)} is empty, and the trail knows {known} backup{'s'[: known > 1]} in it",
                 "is its disk mounted? If they are lost, find out who removed them, and begin in another place: [store] url",
             )
+
+    def _newest_believed(self, database: Pipeline) -> Entry | None:
+        """The backup that this one follows, looked for no further than the bound and no longer than the dump's deadline."""
+        looked_at = 0
+        for entry in itertools.islice(self.catalog.newest_first(self.source.name), _LOOKED_AT):
+            if entry.problem is None:
+                return entry
+            if not looked_at:
+                self.notes.append(f"the backup before this one, {entry.backup_id}, cannot be believed: {entry.problem.message}")
+            looked_at += 1
+            database.require_in_time()
+        if looked_at == _LOOKED_AT:
+            self.notes.append(
+                f"this backup follows none: the {looked_at} newest cannot be believed, and older ones were not read"
+            )
+        return None
 
     def _expect(self, pipeline: Pipeline) -> None:
         """What a restore must show, read beside the dump from the same snapshot."""

@@ -124,12 +124,16 @@ class Pipeline:
         self.close_stdin()
         limit = None if timeout_s is None else time.monotonic() + timeout_s
         failed = self._wait(limit)
+        self.require_in_time()
+        if failed is not None:
+            raise self._failure(failed)
+
+    def require_in_time(self) -> None:
+        """For who works beside it: raises ProcessFailed when the deadline has passed."""
         if self._expired:
             raise ProcessFailed(
                 f"{self._names()} ran past the deadline and was ended", "raise the deadline, or find what is slow"
             )
-        if failed is not None:
-            raise self._failure(failed)
 
     def _wait(self, limit: float | None) -> int | None:
         """The index of the culprit, or None when all ended with 0. Kills peers of a culprit, and everything at the limit."""

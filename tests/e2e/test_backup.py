@@ -4,6 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
@@ -11,7 +12,7 @@ import pytest
 
 from backupd.audit.records import Phase, Record
 from backupd.backup import Protected, SecondFactors, back_up
-from backupd.catalog import chain_problems
+from backupd.catalog import Catalog, chain_problems
 from backupd.columns import Cell
 from backupd.columns.aes_gcm import AesGcm
 from backupd.columns.keyring import Keyring
@@ -25,8 +26,11 @@ from backupd.errors import (
     SourceError,
     SourceUnreachable,
     StoreError,
+    Tampered,
 )
-from backupd.openpgp import keys
+from backupd.manifest import Manifest
+from backupd.openpgp import cleartext, keys
+from backupd.openpgp.cleartext import Verified
 from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret
 from backupd.stores import S3Keys, open_store
@@ -265,6 +269,59 @@ def test_no_worthless_object_parts_the_chain_or_hides_what_was_removed(rig: Rig,
     entries = rig.catalog.list()
     assert [entry.backup_id for entry in entries if entry.problem is not None] == [planted, "99991231T235959Z-ffffff"]
     assert list(chain_problems(entries)) == [made[2].backup_id]
+
+
+def forge(store: Path, after: datetime, numbers: range) -> None:
+    """Put objects that no key signed in the place of newer backups, an hour after this time: it is not yet the future."""
+    for number in numbers:
+        place = store / "clinic" / f"{after + timedelta(hours=1):%Y%m%dT%H%M%SZ}-{number:06x}"
+        place.mkdir(parents=True)
+        (place / "manifest.asc").write_bytes(b"worthless")
+
+
+def test_worthless_objects_hold_up_no_run_whatever_their_number(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    """The chain is parted then, and the manifest says why."""
+    verified: list[bytes] = []
+
+    def verify(signed: bytes) -> Verified:
+        verified.append(signed)
+        return cleartext.verify(rig.sealing.home, signed, {rig.sealing.signer})
+
+    def follow() -> Manifest:
+        verified.clear()
+        catalog = Catalog(rig.store, verify)  # one that knows no manifest yet
+        return back_up(Protected("clinic", Dsn.parse(clinic.dsn)), lambda: catalog, rig.sealing, rig.trail)
+
+    made = rig.back_up(clinic.dsn)
+    forge(tmp_path / "store", made.started_at, range(99))
+    following = follow()
+    assert following.previous is not None
+    assert following.previous.backup_id == made.backup_id
+    assert not any(note.startswith("this backup follows none") for note in following.notes)
+    forge(tmp_path / "store", made.started_at, range(99, 120))
+    alone = follow()
+    assert alone.previous is None
+    assert "this backup follows none: the 100 newest cannot be believed, and older ones were not read" in alone.notes
+    assert len(verified) == 100
+    assert list(chain_problems(rig.catalog.list())) == [alone.backup_id]
+
+
+def test_the_deadline_ends_the_search_for_the_backup_before(rig: Rig, clinic: Database, tmp_path: Path) -> None:
+    """In a store that is slow, and full of what cannot be believed."""
+    verified: list[bytes] = []
+
+    def verify(signed: bytes) -> Verified:
+        verified.append(signed)
+        time.sleep(0.5)
+        raise Tampered("not signed")
+
+    forge(tmp_path / "store", datetime.now(UTC), range(20))
+    there = list(rig.store.list())
+    source = Protected("clinic", Dsn.parse(clinic.dsn), deadline_s=1)
+    with pytest.raises(ProcessFailed, match="deadline"):
+        back_up(source, lambda: Catalog(rig.store, verify), rig.sealing, rig.trail)
+    assert len(verified) < 20
+    assert list(rig.store.list()) == there
 
 
 def test_three_missing_backups_are_named_and_the_others_counted(rig: Rig, clinic: Database, tmp_path: Path) -> None:
