@@ -20,8 +20,9 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
 def command(session: Session) -> int:
     """Look at the configuration, custodians, keys, store, trail, sources and this host, by using them as a backup does.
 
-    Nothing is changed but for the record of the check. The exit code is 1 when there is a problem, and 0 when there is none:
-    what could not be looked at is a problem, for a backup could not use it either. Warnings do not change it.
+    Nothing is changed but for the record of the check, and a store in a directory is made where it is missing. The exit code
+    is 1 when there is a problem, and 0 when there is none: what could not be looked at is a problem, for a backup could not
+    use it either. Warnings do not change it.
 
     \b
     backupd check -c /etc/backupd/backupd.toml

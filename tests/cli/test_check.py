@@ -96,6 +96,14 @@ def test_nothing_of_a_check_stays_in_the_store(clinic: Installation) -> None:
     assert [path for path in clinic.store.rglob("*") if path.is_file()] == []
 
 
+def test_a_check_makes_the_store_and_the_trail_and_nothing_else(clinic: Installation) -> None:
+    """As its help and the README say."""
+    before = set(clinic.directory.rglob("*"))
+    clinic.run("check").ok()
+    assert clinic.store is not None
+    assert set(clinic.directory.rglob("*")) - before == {clinic.store, clinic.trail}
+
+
 def test_people_get_a_table_and_a_hint_for_each_line(clinic: Installation) -> None:
     """Without --json, what is wrong stands again below the table, with what to do."""
     done = clinic.run("check").ok()

@@ -210,11 +210,14 @@ def test_the_codes_of_the_guide_are_those_of_an_authenticator_and_good_once(appl
         assert another.totp_secret is None, "nobody is enrolled whose authenticator got no address"
 
 
-@pytest.mark.parametrize("page", ["encrypting-a-column.md", "columns.md"])
+@pytest.mark.parametrize(("page", "programs"), [("encrypting-a-column.md", ""), ("columns.md", "/opt/backupd/bin/")])
 def test_the_command_that_makes_a_keyring_leaves_what_is_there_and_nothing_of_its_own_when_it_fails(
-    page: str, tmp_path: Path
+    page: str, programs: str, tmp_path: Path
 ) -> None:
-    [command] = re.findall(r"(?m)^umask 077\npython -c .*$", (CHECKOUT / "docs" / page).read_text())
+    """The application's own Python in the guide for it; that of the README's installation where backupd is set up."""
+    [command] = re.findall(rf"(?m)^umask 077\n{programs}python -c .*$", (CHECKOUT / "docs" / page).read_text())
+    assert f"\n{programs}pip install" in (CHECKOUT / ("README.md" if programs else f"docs/{page}")).read_text()
+    command = command.replace(f"\n{programs}python", "\npython")
     file = tmp_path / "keyring.json"
     command = re.sub(r"\S*keyring\.json$", str(file), command)
 
