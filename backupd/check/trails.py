@@ -107,8 +107,12 @@ def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
         missing = sorted(each.done.keys() - there.keys())
         if missing:  # or made since the store was listed
             missing = sorted(set(missing) - parts.catalog().ids(name))
-        for backup_id in missing:
-            yield problem(area, f"{backup_id} is in the trail and not in the store", "find out who removed it")
+        if len(missing) > 1 and not there:
+            said = f"none of the {len(missing)} backups that the trail knows is in the store"
+            yield problem(area, said, "is its disk mounted? Otherwise find out who removed them")
+        else:
+            for backup_id in missing:
+                yield problem(area, f"{backup_id} is in the trail and not in the store", "find out who removed it")
         unknown = sorted(there.keys() - each.done.keys() - each.begun)
         for backup_id in unknown:
             yield problem(area, f"{backup_id} is in the store and not in the trail", "find out who made it")

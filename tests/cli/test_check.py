@@ -255,6 +255,18 @@ def test_backups_whose_data_is_gone_are_told(clinic: Installation) -> None:
     )
 
 
+def test_a_store_that_lost_everything_is_told_once(clinic: Installation) -> None:
+    """As when its disk is not mounted."""
+    clinic.back_up()
+    clinic.back_up()
+    assert clinic.store is not None
+    clinic.store.rename(clinic.directory / "away")
+    said = clinic.run("check").stdout
+    assert said.count("backups clinic: none of the 2 backups that the trail knows is in the store") == 1
+    assert "is in the trail and not in the store" not in said
+    assert "is its disk mounted?" in said
+
+
 def test_a_backup_that_does_not_follow_the_one_before_it_is_named(clinic: Installation) -> None:
     """The line says which of them does not."""
     first, gone, last = (clinic.back_up() for _ in range(3))
