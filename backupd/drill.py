@@ -46,7 +46,8 @@ class DrillPlan:
 
     `none_claimed` says that the source has no second factors, which else is found out by the names of its columns.
     `newest_at` is the snapshot's time of the source's newest backup, by which the recovery point is measured; None when that is
-    the one that is drilled. The scratch cluster lies in memory if there is room, else in `scratch_directory`.
+    the one that is drilled. The scratch cluster lies in memory if there is room, else in `scratch_directory`. `notes` are
+    warnings that were known before it, for the report.
     """
 
     key: Custodian
@@ -58,6 +59,7 @@ class DrillPlan:
     client_directories: tuple[Path, ...] = ()
     scratch_directory: Path | None = None
     deadline_s: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +131,13 @@ class _Drill:
         self._started_at = datetime.now(UTC)
         self._start = time.monotonic()
         self._scratch = "none: it came to no restore"
-        self._notes: tuple[str, ...] = ()
+        self._notes = plan.notes
 
     def report(self) -> DrillReport:
         restored = False
         try:
             with self._cluster() as cluster:
-                self._notes = tuple(cluster.notes)
+                self._notes += tuple(cluster.notes)
                 self._scratch = f"a private cluster in {cluster.directory.parent}, destroyed"
                 target = cluster.create_database(DATABASE)
                 self._restore(target)

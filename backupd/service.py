@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from backupd import witness
 from backupd.audit import open_trail_store
 from backupd.audit.records import Actor, Operation, Via
 from backupd.audit.trail import Trail
 from backupd.catalog import Catalog, Entry
 from backupd.custodians import Custodians
 from backupd.custody import Custodian, SecretRef, open_custodian
-from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, SecretUnavailable, Tampered
+from backupd.errors import BackupdError, ConfigError, CouldNotVerify, Refused, SecretUnavailable
 from backupd.manifest import Level, Manifest
 from backupd.opening import Opening, SessionKeys
 from backupd.openpgp import Home, cleartext, keys
@@ -254,27 +255,17 @@ class Service:
         return back_up(source, lambda: self.catalog, sealing, self.trail, progress)
 
     def entry(self, name: str, backup_id: str | None = None) -> Entry:
-        """One backup of a source, the newest when no id is given. Raises CouldNotVerify when there is none at all."""
+        """One backup of a source, the newest when no id is given. Raises CouldNotVerify when there is none at all.
+
+        When the trail knows a newer one than the store has, that is warned about.
+        """
         if backup_id is not None:
             return self.catalog.get(name, backup_id)
         newest = self.catalog.newest(name)
+        witness.warn(name, newest, self.catalog, lambda: self.trail)
         if newest is None:
             raise self.no_backup(name)
         return newest
-
-    def _proved(self, entry: Entry) -> Manifest:
-        """The manifest, unless the trail knows that another one was published. Raises Tampered."""
-        manifest = entry.proved()
-        try:
-            published = self.trail.published(entry.backup_id)
-        except Tampered:  # a trail that is damaged stops no restore; `check` and `audit verify` tell of it
-            published = None
-        if published not in (None, entry.digest):
-            raise Tampered(
-                f"{entry.backup_id} has another manifest than the one that its run published",
-                "somebody has the signing key: restore another backup with --backup ID, and find out who",
-            )
-        return manifest
 
     def no_backup(self, name: str) -> CouldNotVerify:
         """The error that says so, and of which sources there are backups."""
@@ -287,7 +278,7 @@ class Service:
         from backupd.verify import verify
 
         with self.recorded(Operation.VERIFY, entry.source, entry.backup_id):
-            manifest = self._proved(entry)
+            manifest = witness.proved(entry, self.trail)
             if key is not None:
                 key.require(manifest, entry.digest)
         directories = self.client_directories(entry.source)
@@ -298,7 +289,7 @@ class Service:
         from backupd.restore import Target, restore
 
         with self.recorded(Operation.RESTORE, entry.source, entry.backup_id):
-            manifest = self._proved(entry)
+            manifest = witness.proved(entry, self.trail)
             key.require(manifest, entry.digest)
         to = Target(target, self.client_directories(entry.source))
         return restore(manifest, self.store, key, to, self.trail, progress)
@@ -339,7 +330,7 @@ class Service:
         with self.recorded(Operation.RESTORE_TEST, name, backup_id):
             self.source(name)
             entry = self.entry(name, backup_id)
-            manifest = self._proved(entry)
+            manifest = witness.proved(entry, self.trail)
             key = self.opening_key(secret_key)
             self._keep_apart(name, key)
             plan = self._drill_plan(entry, key)
@@ -375,6 +366,7 @@ class Service:
             none_claimed="totp" in source.model_fields_set and not source.totp,
             questions=tuple(Question.expecting(each.name, each.query, each.expect) for each in source.sql),
             objectives=Objectives(promised.rpo_hours, promised.rto_minutes),
+            notes=witness.doubts(entry.source, newest, self.catalog, lambda: self.trail),
             newest_at=newest.manifest.snapshot.taken_at if newest is not None and newest.manifest is not None else None,
             client_directories=self.client_directories(entry.source),
             scratch_directory=promised.directory,
