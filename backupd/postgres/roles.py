@@ -130,6 +130,10 @@ class _Statement:
                 return "skip"
             case ("SET", _, "=" | "TO" | ""):
                 return "ignore"
+            case ("SET", "SESSION", "AUTHORIZATION") if len(self.tokens) == 4 and self.tokens[3].name:
+                return "ignore"  # before a grant that a role passed on: who granted it is left out, as for memberships
+            case ("RESET", "SESSION", "AUTHORIZATION") if len(self.tokens) == 3:
+                return "ignore"
             case ("GRANT" | "REVOKE", _, _):
                 return self._grant()
         raise self.strange()

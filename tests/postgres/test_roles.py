@@ -159,6 +159,26 @@ def test_parameters_are_granted_to_new_roles_alone(superuser: Connection) -> Non
     assert privileges == [("archive_command", ["fresh"]), ("log_statement", ['"current_user"'])]
 
 
+def test_a_right_that_a_role_passed_on_comes_back(cluster: ScratchCluster, programs: dict[int, Clients]) -> None:
+    """pg_dumpall becomes that role for the statement; here nobody becomes another."""
+    with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+        connection.execute('CREATE ROLE "the giver"; CREATE ROLE taker')
+        try:
+            connection.execute('GRANT ALTER SYSTEM ON PARAMETER archive_command TO "the giver" WITH GRANT OPTION')
+            connection.execute('SET ROLE "the giver"; GRANT ALTER SYSTEM ON PARAMETER archive_command TO taker; RESET ROLE')
+            sql = run(roles.dump_globals(programs[17], cluster.dsn()).command, timeout_s=TIMEOUT_S).stdout.decode()
+        finally:
+            connection.execute('DROP OWNED BY taker; DROP OWNED BY "the giver"; DROP ROLE taker; DROP ROLE "the giver"')
+        assert 'SET SESSION AUTHORIZATION "the giver";' in sql
+        with connection.transaction(force_rollback=True):
+            report = roles.apply(connection, sql)
+            assert (set(report.created), report.skipped) == ({"the giver", "taker"}, ())
+            [(may, user)] = connection.execute(
+                "SELECT has_parameter_privilege('taker', 'archive_command', 'ALTER SYSTEM'), session_user = current_user"
+            ).fetchall()
+            assert (may, user) == (True, True)
+
+
 def test_attributes_hashes_and_odd_names_are_kept(superuser: Connection) -> None:
     report = roles.apply(
         superuser,
@@ -260,6 +280,8 @@ def test_what_a_server_does_not_know_is_reported_and_nothing_else(superuser: Con
         "CREATE ROLE 'unfinished;",
         "SELECT pg_read_file('/etc/passwd');",
         "SET ROLE a;",
+        "SET SESSION AUTHORIZATION a, b;",
+        "RESET ROLE;",
     ],
 )
 def test_a_statement_that_pg_dumpall_would_not_write_is_refused_before_anything_is_run(
