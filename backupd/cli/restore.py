@@ -93,6 +93,6 @@ def _tell(
         return
     for what, names in (("created", made.created), ("kept as they were", made.kept)):
         if names:
-            click.echo(f"roles {what}: {', '.join(names)}")
+            click.echo(printable(f"roles {what}: {', '.join(names)}"))
     for line in made.skipped:
-        click.echo(f"not restored: {line}", err=True)
+        click.echo(printable(f"not restored: {line}"), err=True)

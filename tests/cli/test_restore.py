@@ -31,6 +31,19 @@ def test_a_backup_comes_back_whole(lived_in: Installation) -> None:
     assert intent["details"]["target"] == done["target"]
 
 
+def test_a_role_of_the_source_moves_no_cursor(clinic: Installation) -> None:
+    """Whoever may make roles there chooses their names."""
+    clinic.database.execute('CREATE ROLE "\x1b]0;all is well\x07"')
+    try:
+        clinic.back_up()
+        with clinic.empty_database() as target:
+            done = clinic.run(*clinic.restore_arguments(target), env=clinic.superuser).ok()
+    finally:
+        clinic.database.execute('DROP ROLE "\x1b]0;all is well\x07"')
+    assert "\\x1b]0;all is well\\x07" in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
 def test_an_older_backup_can_be_named(lived_in: Installation) -> None:
     """The newest is only the default."""
     oldest = lived_in.run("list", "--json").ok().json[0]["backup_id"]
