@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from backupd.stores import Limits, Store, StoredObject, Upload
+from tests.stores.passing import Passing
 
 DEADLINE_S = 60.0
 SCRIPT = """\
@@ -80,35 +80,14 @@ def listening(directory: Path, program: Path, argument: str) -> Iterator[Ear]:
 
 
 @dataclass(frozen=True, slots=True)
-class Attentive:
+class Attentive(Passing):
     """A store that gives nothing of an artifact before the ear listens to the run that will be given it."""
 
-    store: Store
     ear: Ear
     artifacts: tuple[str, ...]  # in the order of the runs; others are given at once
-
-    @property
-    def url(self) -> str:
-        return self.store.url
-
-    @property
-    def limits(self) -> Limits:
-        return self.store.limits
-
-    def begin(self, name: str) -> Upload:
-        return self.store.begin(name)
-
-    def create(self, name: str, data: bytes) -> None:
-        self.store.create(name, data)
 
     def read(self, name: str, start: int = 0, length: int | None = None) -> bytes:
         artifact = name.rpartition("/")[2]
         if artifact in self.artifacts:
             self.ear.listens(self.artifacts.index(artifact) + 1)
         return self.store.read(name, start, length)
-
-    def sweep(self, prefix: str) -> list[str]:
-        return self.store.sweep(prefix)
-
-    def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        return self.store.list(prefix)
