@@ -18,7 +18,6 @@ import secrets
 import select
 import shutil
 import signal
-import stat
 import subprocess
 import tempfile
 import time
@@ -288,12 +287,13 @@ def _end_server(data: Path) -> None:
     """End the server whose data these are, if it runs: its working directory and its user prove that it is the one."""
     try:
         status = data.lstat()
-        process = os.pidfd_open(_server_named_in(data))
+        pid = _server_named_in(data)
+        process = os.pidfd_open(pid)  # before the look: another process that gets the number later is not signalled by it
     except (OSError, ValueError):
         return
     try:
         for how in (signal.SIGQUIT, signal.SIGKILL):
-            if not stat.S_ISDIR(status.st_mode) or not _runs_in(process, status):
+            if not _is_server_of(status, pid):
                 return
             signal.pidfd_send_signal(process, how)
             select.select([process], [], [], _STOP_S)
@@ -312,14 +312,13 @@ def _server_named_in(data: Path) -> int:
         os.close(held)
 
 
-def _runs_in(process: int, data: os.stat_result) -> bool:
-    """Whether the process behind a descriptor (pidfd) has these data for its directory, and their owner for its user."""
-    lines = Path(f"/proc/self/fdinfo/{process}").read_text().splitlines()
-    [pid] = [line.partition(":")[2].strip() for line in lines if line.startswith("Pid:")]
+def _is_server_of(data: os.stat_result, pid: int) -> bool:
+    """Whether the process has these data, which are a directory and no link, for its own, and their owner for its user."""
     try:
-        return os.path.samestat(Path(f"/proc/{pid}/cwd").stat(), data) and Path(f"/proc/{pid}").stat().st_uid == data.st_uid
+        here, user = Path(f"/proc/{pid}/cwd").stat(), Path(f"/proc/{pid}").stat().st_uid
     except OSError:
         return False
+    return os.path.samestat(here, data) and user == data.st_uid
 
 
 def _hold(directory: Path) -> int | None:
