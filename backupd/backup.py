@@ -281,26 +281,26 @@ class _Making:
     def _prepare(self, database: Pipeline) -> None:
         """What can be done while pg_dump starts: open the store, sweep what dead runs left, find the backup before this one."""
         self.catalog = self.open_catalog()
-        self._require_filled()
+        there = self.catalog.ids(self.source.name)
+        if not there:
+            self._require_never_filled()
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
         self.previous = predecessor(self._newest_believed(database))
         done = {backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done}
-        missing = sorted(done - self.catalog.ids(self.source.name), reverse=True)
+        missing = sorted(done - there, reverse=True)
         named = [f"an earlier backup, {each}, is in the trail and not in the store" for each in missing[:_MISSING_NAMED]]
         more = len(missing) - len(named)
         self.notes += [*named, *([f"so are {more} more that the trail knows"] if more else [])]
 
-    def _require_filled(self) -> None:
+    def _require_never_filled(self) -> None:
         """Raises Refused for a store that holds nothing, though the trail tells of backups in it.
 
         Where a disk is not mounted its mount point is there, and what is written to that would be hidden under the disk.
         """
         store = self.catalog.store
-        if self.catalog.ids(self.source.name) or next(iter(store.list()), None) is not None:
-            return
-        if known := self.trail.kept_in(store.url):
+        if next(iter(store.list()), None) is None and (known := self.trail.kept_in(store.url)):
             raise Refused(
                 f"{printable(store.url)} is empty, and the trail knows {known} backup{'s'[: known > 1]} in it",
                 "is its disk mounted? If they are lost, find out who removed them, and begin in another place: [store] url",
