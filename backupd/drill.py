@@ -175,8 +175,6 @@ class _Drill:
         restore_s = self._elapsed_s()
         done = Finding(RESTORE, Outcome.PASS, f"restored in {restore_s:.1f} s", {"restore_s": round(restore_s, 3)})
         with closing(session.connect(target, application_name="backupd drill", autocommit=True)) as connection:
-            with session.translated("begin the checks"):
-                connection.execute("SET search_path = pg_catalog")  # what the database holds chooses no name for us
             drilled = Drilled(
                 manifest=self._manifest,
                 connection=connection,
