@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from backupd.cli.session import Row, Session, options, table
+from backupd.cli.session import SECRET_FILE, Row, Session, options, table
 from backupd.cli.session import size as shown_size
 from backupd.cli.trails import trail_of
 from backupd.errors import BackupdError, ConfigError, Refused
@@ -45,16 +45,8 @@ def released_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """The options of a command that opens backups with released session keys; it gets them as `released`, or None."""
     import functools
 
-    @click.option(
-        "--session-key",
-        type=click.Path(readable=False, path_type=Path),
-        help="One backup's released session keys, instead of a key.",
-    )
-    @click.option(
-        "--request-key",
-        type=click.Path(readable=False, path_type=Path),
-        help="The one-time key of the request that it answers.",
-    )
+    @click.option("--session-key", type=SECRET_FILE, help="One backup's released session keys, instead of a key.")
+    @click.option("--request-key", type=SECRET_FILE, help="The one-time key of the request that it answers.")
     @functools.wraps(function)
     def wrapped(*args: Any, session_key: Path | None, request_key: Path | None, **arguments: Any) -> Any:
         if (session_key is None) != (request_key is None):
@@ -124,9 +116,7 @@ def request(session: Session, source: str, backup_id: str | None, out: Path, key
     help="The public key that signs manifests (signing.pub.asc); may be repeated.",
 )
 @click.option("--code", help="What the one who asks told you; the request must have this code.")
-@click.option(
-    "--secret-key", type=click.Path(readable=False, path_type=Path), help="A recipient's secret key, without a passphrase."
-)
+@click.option("--secret-key", type=SECRET_FILE, help="A recipient's secret key, without a passphrase.")
 @click.option(
     "--gpg-home",
     type=click.Path(path_type=Path),

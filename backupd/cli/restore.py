@@ -10,7 +10,7 @@ import click
 
 from backupd.audit.records import Operation
 from backupd.cli.release import Released, released_by, released_options
-from backupd.cli.session import Session, duration, options
+from backupd.cli.session import SECRET_FILE, Session, duration, options
 from backupd.redact import printable
 
 if TYPE_CHECKING:
@@ -21,16 +21,8 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--to", "target", required=True, help="The empty database, as postgresql://role@host/name, without a password.")
 @click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the one that was released.")
-@click.option(
-    "--secret-key",
-    type=click.Path(readable=False, path_type=Path),
-    help="A recipient's secret key. Default: the drill's custodian.",
-)
-@click.option(
-    "--password-file",
-    type=click.Path(readable=False, path_type=Path),
-    help="Holds the password of the target's role. Or PGPASSWORD.",
-)
+@click.option("--secret-key", type=SECRET_FILE, help="A recipient's secret key. Default: the drill's custodian.")
+@click.option("--password-file", type=SECRET_FILE, help="Holds the password of the target's role. Or PGPASSWORD.")
 @released_options
 @options
 def command(

@@ -12,7 +12,7 @@ from backupd.audit.records import Operation
 from backupd.checks import Outcome
 from backupd.cli import show
 from backupd.cli.release import Released, released_by, released_options
-from backupd.cli.session import VERDICT_STYLES, Row, Session, duration, options, table
+from backupd.cli.session import SECRET_FILE, VERDICT_STYLES, Row, Session, duration, options, table
 from backupd.errors import BackupdError, CouldNotVerify
 
 if TYPE_CHECKING:
@@ -24,11 +24,7 @@ EXIT_CODES = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.COULD_NOT_VERIFY: CouldN
 @click.command("restore-test", short_help="Restore a backup into a scratch database and prove it.")
 @click.argument("sources", nargs=-1)
 @click.option("--backup", "backup_id", help="The backup's id; for one source. Default: the newest, or the released one.")
-@click.option(
-    "--secret-key",
-    type=click.Path(readable=False, path_type=Path),
-    help="A recipient's secret key. Default: the drill's custodian.",
-)
+@click.option("--secret-key", type=SECRET_FILE, help="A recipient's secret key. Default: the drill's custodian.")
 @released_options
 @options
 def command(

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from backupd.transfer import Progress
 
 CONFIG = "BACKUPD_CONFIG"
+# Not looked at by click: to it a key that may not be read is a mistake of usage, to us it is a secret that is not to be had.
+SECRET_FILE = click.Path(readable=False, path_type=Path)
 COPIED = {"backup", "fingerprint"}  # columns of what people copy out of a table
 ROWS_AT_ONCE = 1000  # of one table: rich takes some ten KB for a row, and strangers decide how many backups are listed
 PIPED_WIDTH = 160  # characters, of tables that go to no terminal, unless COLUMNS says otherwise

@@ -13,7 +13,7 @@ import click
 from backupd.audit.records import Operation
 from backupd.cli import show
 from backupd.cli.release import Released, released_by, released_options
-from backupd.cli.session import Row, Session, options, size, table
+from backupd.cli.session import SECRET_FILE, Row, Session, options, size, table
 from backupd.errors import BackupdError, ConfigError, CouldNotVerify
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 @click.option("--backup", "backup_id", help="The backup's id. Default: the newest, or the released one.")
 @click.option("--all", "everything", is_flag=True, help="Every backup, of SOURCE or of all sources.")
 @click.option("--deep", is_flag=True, help="Also open it and read the archive to its end; needs a secret key.")
-@click.option(
-    "--secret-key", type=click.Path(readable=False, path_type=Path), help="The secret key for --deep. Default: the drill's."
-)
+@click.option("--secret-key", type=SECRET_FILE, help="The secret key for --deep. Default: the drill's.")
 @released_options
 @options
 def command(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from backupd.cli.session import table
+from backupd.cli.session import SECRET_FILE, table
 from backupd.openpgp import keys
 from tests.e2e.processes import wait_for
 from tests.installation import Installation
@@ -71,6 +71,23 @@ def test_a_usage_error_is_exit_code_2(lived_in: Installation, arguments: tuple[s
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.splitlines()[-1].startswith("hint: ")
+
+
+def test_a_secret_that_this_account_may_not_read_is_no_mistake_of_usage(tmp_path: Path) -> None:
+    """Its custodian says that it is not to be had, which is another exit code. Root may read all: so somebody else looks."""
+    for directory in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        directory.chmod(directory.stat().st_mode | 0o711)
+    path = tmp_path / "key"
+    path.touch(mode=0)
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)
+            os._exit(int(SECRET_FILE.convert(str(path), None, None) != path or os.access(path, os.R_OK)))
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_backups_are_listed_with_their_state(lived_in: Installation) -> None:
