@@ -107,8 +107,8 @@ def _against_store(parts: Parts, told: dict[str, Told]) -> Iterator[Line]:
         missing = sorted(each.done.keys() - there.keys())
         if missing:  # or made since the store was listed
             missing = sorted(set(missing) - parts.catalog().ids(name))
-        if len(missing) > 1 and not there:
-            said = f"none of the {len(missing)} backups that the trail knows is in the store"
+        if missing and not there:
+            said = f"the store has none of the backups that the trail knows: {missing[-1]} was the newest of {len(missing)}"
             yield problem(area, said, "is its disk mounted? Otherwise find out who removed them")
         else:
             for backup_id in missing:
