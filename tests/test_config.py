@@ -241,6 +241,7 @@ def test_everything_that_is_wrong_is_told_at_once(file: Path) -> None:
         ("drill.max_age_days", True, "expected a whole number, not true or false"),
         ("drill.max_age_days", 0, "must be at least 1"),
         ("limits.upload_concurrency", 99, "must be at most 16"),
+        ("sources.clinic.deadline_minutes", 99_999_999_999_999, "must be at most 44640"),
         ("encryption.recipients", ["a", 3], "expected a path in quotes"),
         ("encryption.recipients", ["a", "./a"], "names a file twice"),
         ("encryption.recipients", [f"key-{each}" for each in range(MOST_RECIPIENTS + 1)], "names more than 16 keys"),
