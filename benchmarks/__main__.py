@@ -61,17 +61,19 @@ def main() -> int:
         contestants = {"backup": backups, "restore": restores}.get(arguments.only, backups | restores) | {"--help": bench.help}
         taken: dict[str, list[float]] = {name: [] for name in contestants}
         worked: dict[str, list[float]] = {name: [] for name in contestants}
+        switched: dict[str, list[int]] = {name: [] for name in contestants}
         bench.backup()  # a first one for the restores, and to warm the caches alike
         for number in range(1, arguments.rounds + 1):
             # Every second round backwards: who comes after whom then weighs on all alike.
             for name, contestant in list(contestants.items())[:: 1 if number % 2 else -1]:
                 bench.prepare()
-                before, started = busy_s(), time.perf_counter()
+                before, turns, started = busy_s(), switches(), time.perf_counter()
                 contestant()
                 taken[name].append(time.perf_counter() - started)
                 worked[name].append(busy_s() - before)
+                switched[name].append(switches() - turns)
                 say(f"round {number}: {name} {taken[name][-1]:.2f} s, {worked[name][-1]:.2f} core-seconds")
-        report(taken, worked)
+        report(taken, worked, switched)
     imports.report()
     return 0
 
@@ -82,13 +84,19 @@ def busy_s() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def report(taken: dict[str, list[float]], worked: dict[str, list[float]]) -> None:
-    """The medians, then the ratios beside their limits. Core-seconds are the whole machine's, servers included."""
-    print(f"\n| what | median s | fastest s | slowest s | median core-s, of {os.cpu_count()} cores |\n|---|---|---|---|---|")
+def switches() -> int:
+    """How often a core has gone from one thread to another since the machine started: proc_stat(5)."""
+    return int(Path("/proc/stat").read_text().partition("\nctxt ")[2].split()[0])
+
+
+def report(taken: dict[str, list[float]], worked: dict[str, list[float]], switched: dict[str, list[int]]) -> None:
+    """The medians, then the ratios beside their limits. Core-seconds and switches are the whole machine's, servers included."""
+    columns = ("what", "median s", "fastest s", "slowest s", f"median core-s, of {os.cpu_count()} cores", "median switches")
+    print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     for name, seconds in taken.items():
-        spent = statistics.median(worked[name])
-        print(f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {spent:.2f} |")
+        spent, turns = statistics.median(worked[name]), statistics.median(switched[name])
+        print(f"| {name} | {medians[name]:.2f} | {min(seconds):.2f} | {max(seconds):.2f} | {spent:.2f} | {turns:.0f} |")
     print("\n| ratio of medians | measured | limit |\n|---|---|---|")
     for (ours, theirs), limit in RATIOS.items():
         if ours in medians and theirs in medians:

@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -244,25 +246,39 @@ def _reader(fifo: Path) -> int | None:
         return None
 
 
-def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
-    """Ctrl-\\ at the custodian's, where whoever is logged in has no limit: a core would hold the key that opens all."""
-    fifo = tmp_path / "key"
+@contextmanager
+def _waiting_for_a_key(directory: Path, *wrapper: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that has begun, started by way of `wrapper`: it reads a key that nobody writes. It ends with the context."""
+    fifo = directory / "key"
     os.mkfifo(fifo)
-    show = [sys.executable, "-m", "backupd", "keys", "show", str(fifo)]
-    # What runs in the background of a shell begins with this signal ignored.
-    typed = ["env", "--default-signal=QUIT", "sh", "-c", 'ulimit -S -c "$(ulimit -H -c)"; exec "$@"', "sh", *show]
+    command = [*wrapper, sys.executable, "-m", "backupd", "keys", "show", str(fifo)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(typed, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) as process:
-        writing = wait_for(lambda: _reader(fifo), process)  # it waits for a key now
+    with subprocess.Popen(command, cwd=directory, env=environment, stderr=subprocess.PIPE) as process:
+        writing = wait_for(lambda: _reader(fifo), process)
         assert writing is not None, process.stderr.read() if process.stderr is not None else None
         try:
-            process.send_signal(signal.SIGQUIT)
-            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            yield process
         finally:
             os.close(writing)
+
+
+def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
+    """Ctrl-\\ at the custodian's, where whoever is logged in has no limit: a core would hold the key that opens all."""
+    # What runs in the background of a shell begins with this signal ignored.
+    unlimited = ["env", "--default-signal=QUIT", "sh", "-c", 'ulimit -S -c "$(ulimit -H -c)"; exec "$@"', "sh"]
+    with _waiting_for_a_key(tmp_path, *unlimited) as process:
+        process.send_signal(signal.SIGQUIT)
+        ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     assert ended is not None
     assert (ended.si_status, ended.si_code) == (signal.SIGQUIT, os.CLD_KILLED)
-    assert list(tmp_path.iterdir()) == [fifo]
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [("--other", os.SCHED_BATCH), ("--idle", os.SCHED_IDLE)])
+def test_it_is_bulk_work_to_the_scheduler_where_nobody_has_chosen(tmp_path: Path, chosen: str, policy: int) -> None:
+    """The programs of a backup wake each other all the time, and shall not take turns for it."""
+    with _waiting_for_a_key(tmp_path, "chrt", chosen, "0") as process:
+        assert os.sched_getscheduler(process.pid) == policy
 
 
 def test_a_long_table_is_printed_in_pieces_and_loses_no_row(capsys: pytest.CaptureFixture[str]) -> None:
