@@ -31,6 +31,7 @@ __all__ = ["Config", "SecretRef", "Source", "Table", "Totp"]
 
 SOURCE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MOST_RECIPIENTS = 16  # that a manifest may name
+_HIGHEST_LEVEL = {"gzip": 9, "lz4": 12, "zstd": 22}  # pg_dump(1), --compress; each begins at 1
 
 
 def _scalar(value: object) -> str | int | float | bool:
@@ -319,8 +320,12 @@ class Source(Table):
     @field_validator("compression")
     @classmethod
     def _compression(cls, value: str) -> str:
-        if not re.fullmatch(r"auto|none|(gzip|lz4|zstd)(:\d{1,2})?", value):
-            raise Hinted("is no compression", "use auto, none, gzip:1 to gzip:9, lz4:1 or zstd:1 to zstd:22")
+        match = re.fullmatch(r"auto|none|(gzip|lz4|zstd)(?::([0-9]{1,2}))?", value)
+        if match is None:
+            raise Hinted("is no compression", "use auto, none, or one of gzip, lz4 and zstd, with a level as in zstd:3")
+        method, level = match.groups()
+        if level is not None and not 1 <= int(level) <= _HIGHEST_LEVEL[method]:
+            raise Hinted(f"is no level of {method}", f"use {method}:1 to {method}:{_HIGHEST_LEVEL[method]}")
         return value
 
     @model_validator(mode="after")

@@ -382,12 +382,12 @@ def test_a_dump_is_compressed_as_wished_and_its_arguments_hold_no_secret(
     assert {"zstd": b"zstd", "gzip": b"", "none": b"", "lz4": b"lz4"}[chosen.partition(":")[0]] in listed.stdout
 
 
-@pytest.mark.parametrize(
-    ("major", "wish"), [(15, "zstd"), (15, "lz4:1"), (17, "zstd:23"), (17, "gzip:0"), (17, "brotli"), (17, "")]
-)
-def test_a_compression_that_cannot_be_is_a_configuration_error(major: int, wish: str, programs: dict[int, Clients]) -> None:
-    with pytest.raises(ConfigError):
-        dump.compression(programs[major], wish)
+@pytest.mark.parametrize("wish", ["zstd", "lz4:1"])
+def test_a_compression_that_this_pg_dump_does_not_have_is_a_configuration_error(
+    wish: str, programs: dict[int, Clients]
+) -> None:
+    with pytest.raises(ConfigError, match=r"the pg_dump of PostgreSQL 15.* has no"):
+        dump.compression(programs[15], wish)
 
 
 def test_a_dump_waits_for_a_lock_no_longer_than_it_may(database17: Database, programs: dict[int, Clients]) -> None:
