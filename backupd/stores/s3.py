@@ -277,7 +277,7 @@ class S3Store:
         extra: dict[str, Any] = {}
         while True:
             page = self._calls(
-                f"list {prefix}",
+                f"list {prefix}".rstrip(),
                 lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **extra),  # noqa: B023  called at once
             )
             for entry in page.get("Contents", ()):

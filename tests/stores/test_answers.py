@@ -78,6 +78,14 @@ def test_an_s3_error_becomes_the_stores_own(status: int, code: str, kind: type[B
         assert_said_well(caught.value, kind, hint)
 
 
+def test_a_listing_that_is_refused_is_told_without_a_gap() -> None:
+    with Recorder({"GET": Answer(403, s3_error("AccessDenied"))}) as server:
+        with pytest.raises(StoreDenied, match=r"prefix did not list: AccessDenied Because of that.$"):
+            list(s3(server.url).list())
+        with pytest.raises(StoreDenied, match=r"prefix did not list a/: AccessDenied Because of that.$"):
+            list(s3(server.url).list("a/"))
+
+
 def test_a_completion_that_fails_inside_a_good_answer_is_a_failure() -> None:
     """S3 answers CompleteMultipartUpload with 200 before it knows; the error comes in the body."""
     begun = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
