@@ -3,9 +3,9 @@
 Owns its making, its process and its end. It listens on a unix socket alone, in a directory that only its own user and root may
 enter, behind a random password, and runs as an unprivileged user, as PostgreSQL demands. That is another than ours if we are
 root: what is restored brings code of its own, and code that runs as us can read our keys. So the cluster's directory is ours,
-and two in it are that user's, for data and socket; we write into neither, for a name in them may lead anywhere. What a killed
-backupd left is found by its lock: the owner holds a flock on the cluster's directory, and the kernel lets go of that with the
-owner's death.
+and two in it are that user's, for data and socket; we write into neither, for a name in them may lead anywhere. What such code
+leaves running is ended with the server. What a killed backupd left is found by its lock: the owner holds a flock on the
+cluster's directory, and the kernel lets go of that with the owner's death.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from psycopg.conninfo import make_conninfo
 
 from backupd.errors import CouldNotVerify, ProcessFailed, SourceError
 from backupd.pipeline import Command, run
+from backupd.postgres import orphans
 from backupd.postgres.clients import Clients
 from backupd.postgres.dsn import Dsn
 from backupd.postgres.session import Connection, connect, translated
@@ -168,6 +169,8 @@ class ScratchCluster:
             self._initdb(programs, data, until)
         except ProcessFailed as error:
             raise CouldNotVerify(f"no scratch cluster could be made: {error.message}", error.hint) from error
+        if self._user is not None:  # else they could not be told from gpg's
+            undo.enter_context(orphans.ended(pwd.getpwnam(self._user).pw_uid))
         undo.callback(self._stop)
         self._wait_until_ready(self._serve(programs, data), until)
 
@@ -419,9 +422,12 @@ def unprivileged_user(ours: int) -> str | None:
 
 
 def _dying_with_us() -> tuple[str, ...]:
-    """util-linux's setpriv, which every Debian has, makes the kernel end the server with us; elsewhere `leftovers` finds it."""
+    """util-linux's setpriv, which every Debian has, makes the kernel end the server with us; elsewhere `leftovers` finds it.
+
+    And no set-uid program makes anybody else of it.
+    """
     program = shutil.which("setpriv", path=os.defpath + ":/usr/local/bin")
-    return () if program is None else (program, "--pdeathsig", "QUIT")
+    return () if program is None else (program, "--no-new-privs", "--pdeathsig", "QUIT")
 
 
 def _free(directory: Path) -> int:

@@ -150,6 +150,27 @@ def test_whoever_has_the_server_s_account_leads_root_nowhere(programs: dict[int,
     assert (after.st_uid, after.st_mode, after.st_size) == (before.st_uid, before.st_mode, 0)
 
 
+# In a session of its own it starts another, says who they are, and stays when its parent has ended.
+STAYS = "setsid sh -c 'setsid sleep 600 >/dev/null 2>&1 & echo $!; echo $$; exec sleep 600 >/dev/null 2>&1' &"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives the server another account than its own")
+def test_what_restored_code_leaves_running_ends_with_the_server(programs: dict[int, Clients], place: Path) -> None:
+    """And nothing else of the account does, which may be another service's."""
+    with subprocess.Popen(["sleep", "600"], user=scratch.unprivileged_user(0), cwd="/") as of_others:
+        try:
+            with ScratchCluster(programs[17], memory=place) as cluster:
+                with connect(cluster.dsn(), application_name="backupd test", autocommit=True) as connection:
+                    connection.execute("CREATE TABLE public.started (pid int)")
+                    connection.execute("COPY public.started FROM PROGRAM '{}'".format(STAYS.replace("'", "''")).encode())
+                    left = [pid for (pid,) in connection.execute("SELECT pid FROM public.started").fetchall()]
+                assert [_is_running(pid) for pid in left] == [True, True]
+            assert [_is_running(pid) for pid in left] == [False, False]
+            assert of_others.poll() is None
+        finally:
+            of_others.kill()
+
+
 def test_no_server_is_ended_that_a_directory_of_others_leads_to(programs: dict[int, Clients], place: Path) -> None:
     """A link named `data` in a directory that looks like a dead cluster's; and one of ours whose data lead elsewhere."""
     with ScratchCluster(programs[17], memory=place) as living:
