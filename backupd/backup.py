@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -287,8 +287,8 @@ class _Making:
         swept = self.catalog.store.sweep(self.source.name)
         if swept:
             log.warning("removed unfinished uploads of dead runs", source=self.source.name, objects=list(swept)[:20])
-        self.previous = predecessor(self._newest_believed(database))
         done = {backup_id for backup_id, was_done in self.trail.backups(self.source.name).items() if was_done}
+        self.previous = predecessor(self._newest_believed(database, there & done))
         missing = sorted(done - there, reverse=True)
         named = [f"an earlier backup, {each}, is in the trail and not in the store" for each in missing[:_MISSING_NAMED]]
         more = len(missing) - len(named)
@@ -306,20 +306,23 @@ class _Making:
                 "is its disk mounted? If they are lost, find out who removed them, and begin in another place: [store] url",
             )
 
-    def _newest_believed(self, database: Pipeline) -> Entry | None:
-        """The backup that this one follows, looked for no further than the bound and no longer than the dump's deadline."""
-        looked_at = 0
-        for entry in itertools.islice(self.catalog.newest_first(self.source.name), _LOOKED_AT):
+    def _newest_believed(self, database: Pipeline, recorded: Set[str]) -> Entry | None:
+        """The backup that this one follows, looked for no further than the bound and no longer than the dump's deadline.
+
+        The newest are looked at, believed by nobody yet; then those that the trail knows, which no thief can put there.
+        """
+        looked_at: set[str] = set()
+        newest = itertools.islice(self.catalog.newest_first(self.source.name), _LOOKED_AT)
+        known = itertools.islice((each for each in sorted(recorded, reverse=True) if each not in looked_at), _LOOKED_AT)
+        for entry in itertools.chain(newest, (self.catalog.get(self.source.name, each) for each in known)):
             if entry.problem is None:
                 return entry
             if not looked_at:
                 self.notes.append(f"the backup before this one, {entry.backup_id}, cannot be believed: {entry.problem.message}")
-            looked_at += 1
+            looked_at.add(entry.backup_id)
             database.require_in_time()
-        if looked_at == _LOOKED_AT:
-            self.notes.append(
-                f"this backup follows none: the {looked_at} newest cannot be believed, and older ones were not read"
-            )
+        if len(looked_at) >= _LOOKED_AT:
+            self.notes.append(f"this backup follows none: the {_LOOKED_AT} newest cannot be believed, nor what the trail knows")
         return None
 
     def _expect(self, pipeline: Pipeline) -> None:

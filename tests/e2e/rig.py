@@ -60,10 +60,15 @@ class Rig:
         restore(manifest, self.store, self.reading, Target(Dsn.parse(dsn)), self.trail)
 
 
+def trail_at(path: Path) -> Trail:
+    """A trail in a file of its own."""
+    return Trail(open_trail_store(f"sqlite:///{path}"), Actor("tester", "here", Via.CLI))
+
+
 @contextmanager
 def rigged(store: Store, pairs: Pairs, directory: Path) -> Iterator[Rig]:
     """A rig over `store`, its trail in `directory`."""
-    trail = Trail(open_trail_store(f"sqlite:///{directory}/audit.db"), Actor("tester", "here", Via.CLI))
+    trail = trail_at(directory / "audit.db")
     with Home() as signing, Home() as reading:
         signer = signing.import_secret(pairs.signing.secret)
         reading.import_secret(pairs.operations.secret)

@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from backupd.audit.records import Phase, Record
+from backupd.audit.trail import Trail
 from backupd.backup import Protected, SecondFactors, back_up
 from backupd.catalog import Catalog, chain_problems
 from backupd.columns import Cell
@@ -34,7 +35,7 @@ from backupd.openpgp.cleartext import Verified
 from backupd.postgres.dsn import Dsn
 from backupd.redact import Secret
 from backupd.stores import S3Keys, open_store
-from tests.e2e.rig import Pairs, Rig, file_store, rigged
+from tests.e2e.rig import Pairs, Rig, file_store, rigged, trail_at
 from tests.parts.postgres import Database, PostgresServer
 from tests.parts.proxy import FaultProxy
 from tests.parts.s3 import S3Server
@@ -280,17 +281,17 @@ def forge(store: Path, after: datetime, numbers: range) -> None:
 
 
 def test_worthless_objects_hold_up_no_run_whatever_their_number(rig: Rig, clinic: Database, tmp_path: Path) -> None:
-    """The chain is parted then, and the manifest says why."""
+    """Nor do they part the chain while the trail knows a backup that is there; else the manifest says why it is parted."""
     verified: list[bytes] = []
 
     def verify(signed: bytes) -> Verified:
         verified.append(signed)
         return cleartext.verify(rig.sealing.home, signed, {rig.sealing.signer})
 
-    def follow() -> Manifest:
+    def follow(trail: Trail = rig.trail) -> Manifest:
         verified.clear()
         catalog = Catalog(rig.store, verify)  # one that knows no manifest yet
-        return back_up(Protected("clinic", Dsn.parse(clinic.dsn)), lambda: catalog, rig.sealing, rig.trail)
+        return back_up(Protected("clinic", Dsn.parse(clinic.dsn)), lambda: catalog, rig.sealing, trail)
 
     made = rig.back_up(clinic.dsn)
     forge(tmp_path / "store", made.started_at, range(99))
@@ -299,9 +300,13 @@ def test_worthless_objects_hold_up_no_run_whatever_their_number(rig: Rig, clinic
     assert following.previous.backup_id == made.backup_id
     assert not any(note.startswith("this backup follows none") for note in following.notes)
     forge(tmp_path / "store", made.started_at, range(99, 120))
-    alone = follow()
+    recorded = follow()
+    assert recorded.previous is not None
+    assert recorded.previous.backup_id == following.backup_id
+    assert len(verified) == 101
+    alone = follow(trail_at(tmp_path / "another.db"))
     assert alone.previous is None
-    assert "this backup follows none: the 100 newest cannot be believed, and older ones were not read" in alone.notes
+    assert "this backup follows none: the 100 newest cannot be believed, nor what the trail knows" in alone.notes
     assert len(verified) == 100
     assert list(chain_problems(rig.catalog.list())) == [alone.backup_id]
 
