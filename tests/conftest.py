@@ -3,6 +3,7 @@
 It holds no fixture for a single room; those live beside the room's tests.
 """
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -14,6 +15,9 @@ pytest.register_assert_rewrite("tests.parts")
 from tests.parts import PLUGINS  # noqa: E402  it has to follow the line above
 
 pytest_plugins = list(PLUGINS)
+
+# Thousands of collected tests and their modules stay, and looking through them for garbage all the time finds none.
+gc.set_threshold(50_000, 20, 100)
 
 # One profile for everyone: the same examples on every run and machine, and no deadline, because a busy machine is not a bug.
 settings.register_profile(
