@@ -133,10 +133,8 @@ def _work_in_long_turns() -> None:
     The programs of a backup wake each other for every few KiB. One that is marked so waits its turn when it is woken, and finds
     more to do then: fewer turns are taken, and the application's programs keep theirs.
     """
-    if os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has chosen
-        with contextlib.suppress(
-            OSError
-        ):  # a filter of system calls may refuse it, as those of the units do: they set it themselves
+    with contextlib.suppress(OSError):  # a filter of system calls refuses it, as the units' does
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:  # else somebody has chosen
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
