@@ -309,10 +309,11 @@ class _Making:
     def _newest_believed(self, database: Pipeline, recorded: Set[str]) -> Entry | None:
         """The backup that this one follows, looked for no further than the bound and no longer than the dump's deadline.
 
-        The newest are looked at, believed by nobody yet; then those that the trail knows, which no thief can put there.
+        The newest are looked at, which anybody may have put there; then what is `recorded` in the trail and was not among them.
         """
         looked_at: set[str] = set()
         newest = itertools.islice(self.catalog.newest_first(self.source.name), _LOOKED_AT)
+        # Taken from only when the newest are through, and `looked_at` holds them.
         known = itertools.islice((each for each in sorted(recorded, reverse=True) if each not in looked_at), _LOOKED_AT)
         for entry in itertools.chain(newest, (self.catalog.get(self.source.name, each) for each in known)):
             if entry.problem is None:
