@@ -41,9 +41,8 @@ def ended(account: int) -> Iterator[None]:
                 log.warning("processes that the restored database left could not be ended: %s", found)
                 break
             for pid in found:  # its number is nobody else's for as long as we have not waited for it
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):  # where SIGCHLD is ignored the kernel waits
-                    os.kill(pid, signal.SIGKILL)
-                    os.waitpid(pid, os.WNOHANG)
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
             time.sleep(_POLL_S)
         _prctl(_SET_CHILD_SUBREAPER, ctypes.c_ulong(before.value))
 
