@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     streams.prepare()
     _leave_no_core()
     _work_in_long_turns()
+    # Where whoever started us left it ignored, no exit code of a child is kept, and subprocess takes each for 0.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     gc.set_threshold(50_000, 20, 100)  # a command is short, and most of what it allocates are modules that stay
     interrupts.listen()
     code = 1

@@ -274,6 +274,14 @@ def test_a_quit_leaves_no_core(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
+def test_a_child_that_fails_is_seen_whatever_signals_are_ignored(tmp_path: Path) -> None:
+    """With SIGCHLD ignored by a supervisor, a pg_dump that died would seem to have ended well."""
+    with _waiting_for_a_key(tmp_path, "env", "--ignore-signal=CHLD") as process:
+        status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        [ignored] = [int(line.split()[1], 16) for line in status if line.startswith("SigIgn:")]
+        assert not ignored & 1 << signal.SIGCHLD - 1
+
+
 @pytest.mark.parametrize(("chosen", "policy"), [("--other", os.SCHED_BATCH), ("--idle", os.SCHED_IDLE)])
 def test_it_is_bulk_work_to_the_scheduler_where_nobody_has_chosen(tmp_path: Path, chosen: str, policy: int) -> None:
     """The programs of a backup wake each other all the time, and shall not take turns for it."""
